@@ -1,0 +1,5 @@
+//go:build !linux
+
+package hook
+
+func systemClock() Clock { return TimeClock() }
