@@ -6,5 +6,6 @@ package hook
 type Hooks struct {
 	Clock   Clock                 // nil = SystemClock()
 	Gate    *Gate                 // nil = never paused
+	Disk    *Disk                 // where a node without Options.Dir keeps its state; nil = a private one that dies with it
 	Storage func(op string) error // called before each storage operation ("log", "vote", "delete", "snapshot", "meta"); an error is returned as the disk's
 }
