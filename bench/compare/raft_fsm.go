@@ -1,0 +1,111 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// command is hraftd's, in JSON as there. Op is "set", "delete" or "setnx" (set if absent).
+type command struct {
+	Op    string `json:"op,omitempty"`
+	Key   string `json:"key,omitempty"`
+	Value string `json:"value,omitempty"`
+}
+
+// mapFSM is hraftd's state machine, a map under a mutex, with set-if-absent and a way to wait for a deletion added.
+type mapFSM struct {
+	mu    sync.Mutex
+	m     map[string]string
+	waits map[string]chan struct{} // closed and taken out by the deletion of the key
+}
+
+func newMapFSM() *mapFSM {
+	return &mapFSM{m: make(map[string]string), waits: make(map[string]chan struct{})}
+}
+
+// Apply gives whether the command did what it asks for: a bool, never an error.
+func (f *mapFSM) Apply(l *raft.Log) any {
+	var c command
+	if err := json.Unmarshal(l.Data, &c); err != nil {
+		panic(fmt.Sprintf("entry %d: %v", l.Index, err)) // This program wrote it: a broken invariant.
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, exists := f.m[c.Key]
+	switch c.Op {
+	case "set":
+		f.m[c.Key] = c.Value
+		return true
+	case "setnx":
+		if !exists {
+			f.m[c.Key] = c.Value
+		}
+		return !exists
+	case "delete":
+		delete(f.m, c.Key)
+		if wait, ok := f.waits[c.Key]; ok {
+			close(wait)
+			delete(f.waits, c.Key)
+		}
+		return exists
+	}
+	panic(fmt.Sprintf("entry %d: op %q", l.Index, c.Op))
+}
+
+func (f *mapFSM) get(key string) (string, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	value, ok := f.m[key]
+	return value, ok
+}
+
+// gone gives a channel that is closed when key is absent.
+func (f *mapFSM) gone(key string) <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	wait, ok := f.waits[key]
+	if !ok {
+		wait = make(chan struct{})
+		if _, exists := f.m[key]; !exists {
+			close(wait)
+			return wait
+		}
+		f.waits[key] = wait
+	}
+	return wait
+}
+
+func (f *mapFSM) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return mapSnapshot(maps.Clone(f.m)), nil
+}
+
+func (f *mapFSM) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	m := make(map[string]string)
+	if err := json.NewDecoder(r).Decode(&m); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.m = m
+	return nil
+}
+
+type mapSnapshot map[string]string
+
+func (s mapSnapshot) Persist(sink raft.SnapshotSink) error {
+	if err := json.NewEncoder(sink).Encode(s); err != nil {
+		sink.Cancel()
+		return err
+	}
+	return sink.Close()
+}
+
+func (s mapSnapshot) Release() {}

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	keyCount   = 1000
+	valueBytes = 100
+)
+
+// workload is what callers do, and how many of them.
+type workload struct {
+	op       string // with callers and at, names the workload
+	callers  int
+	atLeader bool // all callers on the leader, instead of spread
+	// prepare makes one step per caller, and what undoes the preparation. No time is taken of either.
+	prepare func(ctx context.Context, s system, callers []caller) (steps []step, cleanup func() error, err error)
+}
+
+// caller is one goroutine of a workload.
+type caller struct {
+	index int
+	node  int
+	rand  *rand.Rand // seeded by index: every system sees the same keys
+}
+
+// A step does one operation and gives its latency, or uncounted when it was not what the workload counts.
+type step func(ctx context.Context) (time.Duration, error)
+
+const uncounted time.Duration = -1
+
+func workloads() []workload {
+	return []workload{
+		{op: "put", callers: 1, prepare: each(put)},
+		{op: "put", callers: 1, atLeader: true, prepare: each(put)},
+		{op: "put", callers: 64, prepare: each(put)},
+		{op: "get", callers: 1, prepare: each(get)},
+		{op: "get", callers: 64, prepare: each(get)},
+		{op: "lock", callers: 1, prepare: lockCycle},
+		{op: "lock", callers: 64, prepare: lockCycle},
+		{op: "visible", callers: 1, prepare: each(visible)},
+		{op: "handover", callers: 8, prepare: handOver},
+		{op: "handover", callers: 32, prepare: handOver},
+	}
+}
+
+// name is "put/callers=64/at=spread".
+func (w workload) name() string {
+	at := "spread"
+	switch {
+	case w.atLeader:
+		at = "leader"
+	case w.callers == 1:
+		at = "follower"
+	}
+	return fmt.Sprintf("%s/callers=%d/at=%s", w.op, w.callers, at)
+}
+
+// place makes the callers. Spread ones start on a follower, so that a lone caller pays for the way to the leader in every
+// system, wherever its leader happens to be.
+func (w workload) place(leader int) []caller {
+	cs := make([]caller, w.callers)
+	for i := range cs {
+		node := leader
+		if !w.atLeader {
+			node = (leader + 1 + i) % nodes
+		}
+		cs[i] = caller{index: i, node: node, rand: rand.New(rand.NewPCG(1, uint64(i)))}
+	}
+	return cs
+}
+
+// each is the preparation of a workload whose callers share nothing.
+func each(one func(s system, c caller) step) func(context.Context, system, []caller) ([]step, func() error, error) {
+	return func(_ context.Context, s system, cs []caller) ([]step, func() error, error) {
+		var steps []step
+		for _, c := range cs {
+			steps = append(steps, one(s, c))
+		}
+		return steps, func() error { return nil }, nil
+	}
+}
+
+func key(i int) string { return fmt.Sprintf("bench/%04d", i) }
+
+// value is a text of valueBytes that starts with n.
+func value(n uint64) string {
+	s := fmt.Sprintf("%020d", n)
+	return s + strings.Repeat("x", valueBytes-len(s))
+}
+
+// fill writes every key once.
+func fill(ctx context.Context, s system) error {
+	next := make(chan int)
+	errs := make(chan error, 64)
+	for i := range cap(errs) {
+		go func() {
+			var err error
+			for k := range next {
+				if err == nil {
+					err = s.Put(ctx, i%nodes, key(k), value(0))
+				}
+			}
+			errs <- err
+		}()
+	}
+	for k := range keyCount {
+		next <- k
+	}
+	close(next)
+	var err error
+	for range cap(errs) {
+		err = errors.Join(err, <-errs)
+	}
+	return err
+}
+
+func put(s system, c caller) step {
+	return func(ctx context.Context) (time.Duration, error) {
+		k, v := key(c.rand.IntN(keyCount)), value(c.rand.Uint64())
+		start := time.Now()
+		err := s.Put(ctx, c.node, k, v)
+		return time.Since(start), err
+	}
+}
+
+func get(s system, c caller) step {
+	return func(ctx context.Context) (time.Duration, error) {
+		k := key(c.rand.IntN(keyCount))
+		start := time.Now()
+		v, err := s.Get(ctx, c.node, k)
+		took := time.Since(start)
+		if err == nil && len(v) != valueBytes {
+			err = fmt.Errorf("get %s gave %d bytes", k, len(v))
+		}
+		return took, err
+	}
+}
+
+// visible writes on one node and asks another one's own memory until the value is there. The latency counts from the
+// acknowledgement: it is how long a reader elsewhere may still see the old value. All six pairs of nodes take turns.
+func visible(s system, c caller) step {
+	n := 0
+	return func(ctx context.Context) (time.Duration, error) {
+		writer := n % nodes
+		reader := (writer + 1 + n/nodes%(nodes-1)) % nodes
+		n++
+		k, v := "visible", value(c.rand.Uint64())
+		if err := s.Put(ctx, writer, k, v); err != nil {
+			return 0, err
+		}
+		start := time.Now()
+		for {
+			got, err := s.StaleGet(ctx, reader, k)
+			if err != nil || got == v {
+				return time.Since(start), err
+			}
+			if ctx.Err() != nil {
+				return 0, ctx.Err()
+			}
+			// A sleep would be rounded up to a millisecond, more than what is measured.
+			runtime.Gosched()
+		}
+	}
+}
+
+// openLockers makes one locker per caller.
+func openLockers(ctx context.Context, s system, cs []caller) (lockers []locker, cleanup func() error, err error) {
+	cleanup = func() error {
+		var errs []error
+		for _, l := range lockers {
+			errs = append(errs, l.Close())
+		}
+		return errors.Join(errs...)
+	}
+	for _, c := range cs {
+		l, err := s.NewLocker(ctx, c.node)
+		if err != nil {
+			return nil, nil, errors.Join(err, cleanup())
+		}
+		lockers = append(lockers, l)
+	}
+	return lockers, cleanup, nil
+}
+
+// lockCycle locks and unlocks a path of the caller's own.
+func lockCycle(ctx context.Context, s system, cs []caller) ([]step, func() error, error) {
+	lockers, cleanup, err := openLockers(ctx, s, cs)
+	if err != nil {
+		return nil, nil, err
+	}
+	var steps []step
+	for i, l := range lockers {
+		path := fmt.Sprintf("lock/%02d", i)
+		steps = append(steps, func(ctx context.Context) (time.Duration, error) {
+			start := time.Now()
+			if err := l.Lock(ctx, path); err != nil {
+				return 0, err
+			}
+			err := l.Unlock(ctx)
+			return time.Since(start), err
+		})
+	}
+	return steps, cleanup, nil
+}
+
+// handOver has all callers want one lock and give it up at once. What counts is the change of holder; its latency is from
+// the call of Unlock to the return of the next holder's Lock. Two holders at a time are an error.
+func handOver(ctx context.Context, s system, cs []caller) ([]step, func() error, error) {
+	lockers, cleanup, err := openLockers(ctx, s, cs)
+	if err != nil {
+		return nil, nil, err
+	}
+	var holders, last, unlocked atomic.Int64 // last: index of the last holder; unlocked: when it called Unlock, after epoch
+	epoch := time.Now()
+	last.Store(-1)
+	var steps []step
+	for i, l := range lockers {
+		steps = append(steps, func(ctx context.Context) (time.Duration, error) {
+			if err := l.Lock(ctx, "contended"); err != nil {
+				return 0, err
+			}
+			now := time.Since(epoch)
+			if n := holders.Add(1); n != 1 {
+				return 0, fmt.Errorf("%d holders of an exclusive lock", n)
+			}
+			took := uncounted
+			if previous := last.Swap(int64(i)); previous >= 0 && previous != int64(i) {
+				took = now - time.Duration(unlocked.Load())
+			}
+			unlocked.Store(int64(time.Since(epoch)))
+			holders.Add(-1)
+			return took, l.Unlock(ctx)
+		})
+	}
+	return steps, cleanup, nil
+}
