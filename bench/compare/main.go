@@ -69,11 +69,16 @@ func parse(args []string) (options, error) {
 		if i < 0 {
 			return o, fmt.Errorf("-systems: no system %q, there are %s", name, strings.Join(names, ", "))
 		}
+		if slices.ContainsFunc(o.openers, func(op opener) bool { return op.name == name }) {
+			return o, fmt.Errorf("-systems: %s twice", name)
+		}
 		o.openers = append(o.openers, openers()[i])
 	}
 	switch {
 	case len(o.workloads) == 0:
 		return o, fmt.Errorf("-workloads: none matches %q", *pattern)
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case o.rounds < 1 || o.d <= 0:
 		return o, errors.New("-rounds and -d must be positive")
 	}
@@ -87,11 +92,11 @@ func compare(ctx context.Context, args []string) (err error) {
 	}
 	bench := io.Discard
 	if o.out != "" {
-		f, err := os.Create(o.out)
-		if err != nil {
-			return err
+		f, createErr := os.Create(o.out)
+		if createErr != nil {
+			return createErr
 		}
-		defer f.Close()
+		defer func() { err = errors.Join(err, f.Close()) }()
 		bench = f
 	}
 	dir, err := os.MkdirTemp(o.dir, "chubby-compare-")

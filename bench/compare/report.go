@@ -15,13 +15,17 @@ import (
 // report prints a block per workload: the median of each figure over the rounds, and how the reference, the first system,
 // compares. A ratio is the median of the ratios within each round, since what disturbs a round disturbs all systems in it.
 func report(out io.Writer, rounds [][]sample, workloads []workload, systems []string) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	reference := systems[0]
 	for _, load := range workloads {
-		fmt.Fprintf(w, "\n%s\t\t\t\t%s / other:\t\t\t\n", load.name(), systems[0])
-		fmt.Fprintf(w, "system\tops/s\tp50 ms\tp99 ms\tops/s\tp50\tp99\t\n")
-		for i, name := range systems {
-			var ops, p50, p99 []float64
-			var opsRatio, p50Ratio, p99Ratio []float64
+		fmt.Fprintf(out, "\n%s\n", load.name())
+		w := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
+		fmt.Fprint(w, "system\tops/s\tp50 ms\tp99 ms\t")
+		if len(systems) > 1 {
+			fmt.Fprintf(w, "%s/this: ops/s\tp50\tp99\t", reference)
+		}
+		fmt.Fprintln(w)
+		for _, name := range systems {
+			var ops, p50, p99, opsRatio, p50Ratio, p99Ratio []float64
 			for _, round := range rounds {
 				s, ok := find(round, name, load.name())
 				if !ok {
@@ -30,7 +34,7 @@ func report(out io.Writer, rounds [][]sample, workloads []workload, systems []st
 				ops = append(ops, s.opsPerSecond())
 				p50 = append(p50, milliseconds(s.p50))
 				p99 = append(p99, milliseconds(s.p99))
-				if ref, ok := find(round, systems[0], load.name()); ok && i > 0 {
+				if ref, ok := find(round, reference, load.name()); ok && name != reference {
 					opsRatio = append(opsRatio, ref.opsPerSecond()/s.opsPerSecond())
 					p50Ratio = append(p50Ratio, float64(ref.p50)/float64(s.p50))
 					p99Ratio = append(p99Ratio, float64(ref.p99)/float64(s.p99))
@@ -39,8 +43,11 @@ func report(out io.Writer, rounds [][]sample, workloads []workload, systems []st
 			fmt.Fprintf(w, "%s\t%.0f\t%.3f\t%.3f\t%s\t%s\t%s\t\n", name, median(ops), median(p50), median(p99),
 				ratio(opsRatio), ratio(p50Ratio), ratio(p99Ratio))
 		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
 	}
-	return w.Flush()
+	return nil
 }
 
 // find gives the sample of a system and workload, unless it failed.
@@ -56,11 +63,16 @@ func find(round []sample, system, workload string) (sample, bool) {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
+// ratio gives two digits behind the point, or two digits at all where the first would be zeros.
 func ratio(rs []float64) string {
-	if len(rs) == 0 {
+	switch m := median(rs); {
+	case len(rs) == 0:
 		return ""
+	case m < 0.1:
+		return fmt.Sprintf("%.2g", m)
+	default:
+		return fmt.Sprintf("%.2f", m)
 	}
-	return fmt.Sprintf("%.2fx", median(rs))
 }
 
 // median is NaN of nothing.
@@ -80,11 +92,12 @@ func writeBench(out io.Writer, s sample) error {
 	return err
 }
 
-// environment describes what the figures depend on, as configuration lines that benchstat understands.
+// environment describes what the figures depend on. Those of the lines that benchstat takes for configuration are equal
+// in two runs on the same machine and code, because it compares nothing across different configurations.
 func environment(fsync time.Duration) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "goos: %s\ngoarch: %s\npkg: github.com/chubbygo/chubby/bench/compare\n", runtime.GOOS, runtime.GOARCH)
-	fmt.Fprintf(&b, "go: %s\ncpus: %d\nfsync-p50: %v\n", runtime.Version(), runtime.GOMAXPROCS(0), fsync)
+	fmt.Fprintf(&b, "go: %s\ncpus: %d\nmedian fsync of 4 KiB: %v\n", runtime.Version(), runtime.GOMAXPROCS(0), fsync)
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return b.String()

@@ -18,18 +18,17 @@ const (
 
 // workload is what callers do, and how many of them.
 type workload struct {
-	op       string // with callers and at, names the workload
-	callers  int
-	atLeader bool // all callers on the leader, instead of spread
+	op      string
+	callers int
+	at      string // where the callers are, see place
 	// prepare makes one step per caller, and what undoes the preparation. No time is taken of either.
 	prepare func(ctx context.Context, s system, callers []caller) (steps []step, cleanup func() error, err error)
 }
 
 // caller is one goroutine of a workload.
 type caller struct {
-	index int
-	node  int
-	rand  *rand.Rand // seeded by index: every system sees the same keys
+	node int
+	rand *rand.Rand // seeded by the number of the caller: every system sees the same keys
 }
 
 // A step does one operation and gives its latency, or uncounted when it was not what the workload counts.
@@ -39,41 +38,41 @@ const uncounted time.Duration = -1
 
 func workloads() []workload {
 	return []workload{
-		{op: "put", callers: 1, prepare: each(put)},
-		{op: "put", callers: 1, atLeader: true, prepare: each(put)},
-		{op: "put", callers: 64, prepare: each(put)},
-		{op: "get", callers: 1, prepare: each(get)},
-		{op: "get", callers: 64, prepare: each(get)},
-		{op: "lock", callers: 1, prepare: lockCycle},
-		{op: "lock", callers: 64, prepare: lockCycle},
-		{op: "visible", callers: 1, prepare: each(visible)},
-		{op: "handover", callers: 8, prepare: handOver},
-		{op: "handover", callers: 32, prepare: handOver},
+		{op: "put", callers: 1, at: atFollower, prepare: each(put)},
+		{op: "put", callers: 1, at: atLeader, prepare: each(put)},
+		{op: "put", callers: 64, at: atAll, prepare: each(put)},
+		{op: "get", callers: 1, at: atFollower, prepare: each(get)},
+		{op: "get", callers: 64, at: atAll, prepare: each(get)},
+		{op: "lock", callers: 1, at: atFollower, prepare: lockCycle},
+		{op: "lock", callers: 64, at: atAll, prepare: lockCycle},
+		{op: "visible", callers: 1, at: atAll, prepare: each(visible)},
+		{op: "handover", callers: 8, at: atAll, prepare: handOver},
+		{op: "handover", callers: 32, at: atAll, prepare: handOver},
 	}
 }
 
-// name is "put/callers=64/at=spread".
-func (w workload) name() string {
-	at := "spread"
-	switch {
-	case w.atLeader:
-		at = "leader"
-	case w.callers == 1:
-		at = "follower"
-	}
-	return fmt.Sprintf("%s/callers=%d/at=%s", w.op, w.callers, at)
-}
+// Where callers are. A lone caller has a fixed place: otherwise a system whose leader happens to be under it would win.
+const (
+	atFollower = "follower"
+	atLeader   = "leader"
+	atAll      = "all" // spread evenly over the nodes
+)
 
-// place makes the callers. Spread ones start on a follower, so that a lone caller pays for the way to the leader in every
-// system, wherever its leader happens to be.
+// name is "put/callers=64/at=all".
+func (w workload) name() string { return fmt.Sprintf("%s/callers=%d/at=%s", w.op, w.callers, w.at) }
+
+// place makes the callers, on the nodes that at says.
 func (w workload) place(leader int) []caller {
 	cs := make([]caller, w.callers)
 	for i := range cs {
 		node := leader
-		if !w.atLeader {
+		switch w.at {
+		case atFollower:
+			node = (leader + 1) % nodes
+		case atAll:
 			node = (leader + 1 + i) % nodes
 		}
-		cs[i] = caller{index: i, node: node, rand: rand.New(rand.NewPCG(1, uint64(i)))}
+		cs[i] = caller{node: node, rand: rand.New(rand.NewPCG(1, uint64(i)))}
 	}
 	return cs
 }
@@ -213,33 +212,60 @@ func lockCycle(ctx context.Context, s system, cs []caller) ([]step, func() error
 }
 
 // handOver has all callers want one lock and give it up at once. What counts is the change of holder; its latency is from
-// the call of Unlock to the return of the next holder's Lock. Two holders at a time are an error.
+// the call of Unlock to the return of the next holder's Lock.
 func handOver(ctx context.Context, s system, cs []caller) ([]step, func() error, error) {
 	lockers, cleanup, err := openLockers(ctx, s, cs)
 	if err != nil {
 		return nil, nil, err
 	}
-	var holders, last, unlocked atomic.Int64 // last: index of the last holder; unlocked: when it called Unlock, after epoch
-	epoch := time.Now()
-	last.Store(-1)
+	b := newBaton()
 	var steps []step
 	for i, l := range lockers {
 		steps = append(steps, func(ctx context.Context) (time.Duration, error) {
 			if err := l.Lock(ctx, "contended"); err != nil {
 				return 0, err
 			}
-			now := time.Since(epoch)
-			if n := holders.Add(1); n != 1 {
-				return 0, fmt.Errorf("%d holders of an exclusive lock", n)
+			took, err := b.take(i)
+			if err != nil {
+				return 0, err
 			}
-			took := uncounted
-			if previous := last.Swap(int64(i)); previous >= 0 && previous != int64(i) {
-				took = now - time.Duration(unlocked.Load())
-			}
-			unlocked.Store(int64(time.Since(epoch)))
-			holders.Add(-1)
+			b.give()
 			return took, l.Unlock(ctx)
 		})
 	}
 	return steps, cleanup, nil
+}
+
+// baton times the way of a lock from holder to holder. Its fields are atomic because the lock under test orders the
+// holders in the cell, and not in the memory of this process.
+type baton struct {
+	start   time.Time
+	holders atomic.Int64
+	last    atomic.Int64 // the last holder; -1 before the first
+	given   atomic.Int64 // when the last holder gave it up, in nanoseconds since start
+}
+
+func newBaton() *baton {
+	b := &baton{start: time.Now()}
+	b.last.Store(-1)
+	return b
+}
+
+// take says that caller i holds the lock, and gives how long it was on the way from another caller. Two holders at a time
+// are an error: the speed of a lock that does not exclude is no figure.
+func (b *baton) take(i int) (time.Duration, error) {
+	now := time.Since(b.start)
+	if n := b.holders.Add(1); n != 1 {
+		return 0, fmt.Errorf("%d holders of an exclusive lock", n)
+	}
+	if last := b.last.Swap(int64(i)); last < 0 || last == int64(i) {
+		return uncounted, nil
+	}
+	return now - time.Duration(b.given.Load()), nil
+}
+
+// give says that the holder is about to unlock.
+func (b *baton) give() {
+	b.holders.Add(-1)
+	b.given.Store(int64(time.Since(b.start)))
 }
