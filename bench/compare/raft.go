@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -35,6 +36,9 @@ type raftNode struct {
 	store     *raftboltdb.BoltStore
 	server    *forwardServer
 	links     [nodes]*link // to each other node; nil for itself
+
+	mu    sync.Mutex
+	turns map[string]chan struct{} // on the leader, by path: has room for the one whose turn it is
 }
 
 func openRaft(ctx context.Context, dir string) (_ system, err error) {
@@ -80,7 +84,7 @@ func openRaftNode(dir string) (*raftNode, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	n := &raftNode{fsm: newMapFSM()}
+	n := &raftNode{fsm: newMapFSM(), turns: make(map[string]chan struct{})}
 	var err error
 	if n.transport, err = raft.NewTCPTransport("127.0.0.1:0", nil, 3, raftTimeout, io.Discard); err != nil {
 		return n, err
@@ -134,7 +138,11 @@ func (s *raftSystem) Leader() int {
 }
 
 func (s *raftSystem) Put(ctx context.Context, node int, key, value string) error {
-	_, err := s.nodes[node].command(ctx, reqApply, command{Op: "set", Key: key, Value: value})
+	body, err := json.Marshal(command{Op: "set", Key: key, Value: value})
+	if err != nil {
+		return err
+	}
+	_, err = s.nodes[node].request(ctx, reqApply, body)
 	return err
 }
 
@@ -188,14 +196,6 @@ func (n *raftNode) leader() int {
 	return i
 }
 
-func (n *raftNode) command(ctx context.Context, kind byte, c command) ([]byte, error) {
-	body, err := json.Marshal(c)
-	if err != nil {
-		return nil, err
-	}
-	return n.request(ctx, kind, body)
-}
-
 // request has the leader handle a request: by a plain call where this node leads, over the link where it does not.
 func (n *raftNode) request(ctx context.Context, kind byte, body []byte) ([]byte, error) {
 	i := n.leader()
@@ -210,9 +210,10 @@ func (n *raftNode) request(ctx context.Context, kind byte, body []byte) ([]byte,
 
 // Requests to the leader.
 const (
-	reqApply = iota // body: a command for the log
-	reqGet          // body: a key; answer: its value
-	reqLock         // body: a "setnx" command for the log, offered until it wins
+	reqApply  = iota // body: a command for the log
+	reqGet           // body: a key; answer: its value
+	reqLock          // body: a path
+	reqUnlock        // body: a path
 )
 
 // handle serves a request on the leader.
@@ -231,9 +232,19 @@ func (n *raftNode) handle(ctx context.Context, kind byte, body []byte) ([]byte, 
 		}
 		return []byte(value), nil
 	case reqLock:
-		return nil, n.lock(ctx, body)
+		return nil, n.lock(ctx, string(body))
+	case reqUnlock:
+		return nil, n.unlock(string(body))
 	}
 	return nil, fmt.Errorf("request of kind %d", kind)
+}
+
+func (n *raftNode) offer(c command) (applied bool, err error) {
+	body, err := json.Marshal(c)
+	if err != nil {
+		return false, err
+	}
+	return n.apply(body)
 }
 
 func (n *raftNode) apply(body []byte) (applied bool, err error) {
@@ -244,26 +255,49 @@ func (n *raftNode) apply(body []byte) (applied bool, err error) {
 	return f.Response().(bool), nil
 }
 
-// lock offers a "setnx" until it wins. Between two offers it waits, on the leader, until the holder's key is gone: no
-// polling, though all waiters try at once.
-func (n *raftNode) lock(ctx context.Context, body []byte) error {
-	var c command
-	if err := json.Unmarshal(body, &c); err != nil {
-		return err
+// turn gives the channel that callers of path queue at, in the order they came: the runtime serves blocked senders so.
+func (n *raftNode) turn(path string) chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	turn, ok := n.turns[path]
+	if !ok {
+		turn = make(chan struct{}, 1)
+		n.turns[path] = turn
 	}
-	for {
-		if won, err := n.apply(body); won || err != nil {
-			return err
-		}
-		select {
-		case <-n.fsm.gone(c.Key):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return turn
 }
 
-// raftLocker is the lock one builds on a map: set if absent, then delete. It has no session, no queue, no sequencer.
+// lock waits for its turn in the leader's memory, so that waiters cost the log nothing and do not starve, and then sets
+// the key. A key set under another leader is not waited for: the measurement fails, as it does without a leader.
+func (n *raftNode) lock(ctx context.Context, path string) error {
+	turn := n.turn(path)
+	select {
+	case turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	won, err := n.offer(command{Op: "setnx", Key: path, Value: "held"})
+	if err == nil && !won {
+		err = fmt.Errorf("lock %s: held since another leader", path)
+	}
+	if err != nil {
+		<-turn
+	}
+	return err
+}
+
+func (n *raftNode) unlock(path string) error {
+	if _, err := n.offer(command{Op: "delete", Key: path}); err != nil {
+		return err
+	}
+	select {
+	case <-n.turn(path):
+	default: // Locked under another leader.
+	}
+	return nil
+}
+
+// raftLocker is the lock one builds on a map: set if absent, then delete. It has no session and no sequencer.
 type raftLocker struct {
 	node *raftNode
 	path string
@@ -271,12 +305,12 @@ type raftLocker struct {
 
 func (l *raftLocker) Lock(ctx context.Context, path string) error {
 	l.path = path
-	_, err := l.node.command(ctx, reqLock, command{Op: "setnx", Key: path, Value: "held"})
+	_, err := l.node.request(ctx, reqLock, []byte(path))
 	return err
 }
 
 func (l *raftLocker) Unlock(ctx context.Context) error {
-	_, err := l.node.command(ctx, reqApply, command{Op: "delete", Key: l.path})
+	_, err := l.node.request(ctx, reqUnlock, []byte(l.path))
 	return err
 }
 

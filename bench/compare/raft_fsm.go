@@ -17,16 +17,13 @@ type command struct {
 	Value string `json:"value,omitempty"`
 }
 
-// mapFSM is hraftd's state machine, a map under a mutex, with set-if-absent and a way to wait for a deletion added.
+// mapFSM is hraftd's state machine, a map under a mutex, with set-if-absent added.
 type mapFSM struct {
-	mu    sync.Mutex
-	m     map[string]string
-	waits map[string]chan struct{} // closed and taken out by the deletion of the key
+	mu sync.Mutex
+	m  map[string]string
 }
 
-func newMapFSM() *mapFSM {
-	return &mapFSM{m: make(map[string]string), waits: make(map[string]chan struct{})}
-}
+func newMapFSM() *mapFSM { return &mapFSM{m: make(map[string]string)} }
 
 // Apply gives whether the command did what it asks for: a bool, never an error.
 func (f *mapFSM) Apply(l *raft.Log) any {
@@ -48,10 +45,6 @@ func (f *mapFSM) Apply(l *raft.Log) any {
 		return !exists
 	case "delete":
 		delete(f.m, c.Key)
-		if wait, ok := f.waits[c.Key]; ok {
-			close(wait)
-			delete(f.waits, c.Key)
-		}
 		return exists
 	}
 	panic(fmt.Sprintf("entry %d: op %q", l.Index, c.Op))
@@ -62,22 +55,6 @@ func (f *mapFSM) get(key string) (string, bool) {
 	defer f.mu.Unlock()
 	value, ok := f.m[key]
 	return value, ok
-}
-
-// gone gives a channel that is closed when key is absent.
-func (f *mapFSM) gone(key string) <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	wait, ok := f.waits[key]
-	if !ok {
-		wait = make(chan struct{})
-		if _, exists := f.m[key]; !exists {
-			close(wait)
-			return wait
-		}
-		f.waits[key] = wait
-	}
-	return wait
 }
 
 func (f *mapFSM) Snapshot() (raft.FSMSnapshot, error) {
