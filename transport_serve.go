@@ -1,0 +1,257 @@
+package chubby
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/chubbygo/chubby/internal/wire"
+)
+
+// admit is the goroutine of an accepted connection: handshake and hello under a deadline, then the stream's reader.
+func (t *transport) admit(raw net.Conn) {
+	s, err := t.welcome(raw)
+	<-t.pending
+	if err != nil {
+		t.drop(raw)
+		t.c.Logger.Debug("stream refused", "from", raw.RemoteAddr().String(), "error", err)
+		return
+	}
+	defer func() { <-t.accepted }()
+	s.wg.Go(s.write)
+	s.fail(s.serve())
+	s.wg.Wait()
+}
+
+// welcome is the acceptor's side of handshake and hello. Nothing else is read before both are done. With a stream it
+// returns a place in t.accepted.
+func (t *transport) welcome(raw net.Conn) (*stream, error) {
+	if err := raw.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
+		return nil, err
+	}
+	conn, names, err := t.c.Security.handshake(raw, false)
+	if err != nil {
+		return nil, err
+	}
+	h, err := wire.ReadHello(conn)
+	t.c.Gate.Wait()
+	var version *wire.VersionError
+	if errors.As(err, &version) {
+		return nil, t.refuse(conn, err)
+	}
+	if err != nil {
+		return nil, err // a stranger gets no answer
+	}
+	from := peerInfo{Server: raft.ServerID(h.Server), ID: h.ID, Level: h.Level, Names: names, Addr: raw.RemoteAddr().String()}
+	if err := t.judge(h, from); err != nil {
+		return nil, t.refuse(conn, err)
+	}
+	select {
+	case t.accepted <- struct{}{}:
+	default:
+		return nil, t.refuse(conn, fmt.Errorf("%w: %d streams are open", ErrOverloaded, maxAccepted))
+	}
+	if err := t.greetBack(conn, nil); err != nil {
+		<-t.accepted
+		return nil, err
+	}
+	if err := raw.SetDeadline(time.Time{}); err != nil {
+		<-t.accepted
+		return nil, err
+	}
+	return newStream(t.ctx, t, raw, conn, from, h.Purpose), nil
+}
+
+// judge decides whether a stream may be opened.
+func (t *transport) judge(h *wire.Hello, from peerInfo) error {
+	if !h.Purpose.Valid() {
+		return fmt.Errorf("%w: %s", errNoHandler, h.Purpose)
+	}
+	if h.To != "" && h.To != string(t.c.Server) {
+		return fmt.Errorf("%w: this is %s, not %s", ErrWrongCell, t.c.Server, h.To)
+	}
+	if h.Purpose != wire.Found {
+		cell := t.cell.Load()
+		switch {
+		case cell == nil:
+			return errNotFounded
+		case h.Cell != *cell:
+			return fmt.Errorf("%w: %s belongs to cell %x, not %x", ErrWrongCell, t.c.Server, *cell, h.Cell)
+		case h.To == "":
+			return fmt.Errorf("%w: a %s stream must name whom it is for", ErrWrongCell, h.Purpose)
+		}
+	}
+	if h.Purpose != wire.Found && h.Purpose != wire.RPC && from.ID == "" {
+		return fmt.Errorf("%w: a %s stream is for nodes", ErrPermission, h.Purpose)
+	}
+	if err := t.proved(from); err != nil {
+		return err
+	}
+	if t.c.Authorize != nil {
+		return t.c.Authorize(from, h.Purpose)
+	}
+	return nil
+}
+
+// refuse tells the dialler why, and returns the reason.
+func (t *transport) refuse(conn net.Conn, reason error) error {
+	if err := t.greetBack(conn, reason); err != nil {
+		return errors.Join(reason, err)
+	}
+	return reason
+}
+
+func (t *transport) greetBack(conn net.Conn, reason error) error {
+	w := wire.Welcome{Server: string(t.c.Server), ID: t.c.ID, Level: t.c.Level}
+	if reason != nil {
+		w.Fault = faultOf(reason)
+	}
+	b, err := wire.AppendWelcome(nil, &w)
+	if err != nil {
+		return err
+	}
+	t.c.Gate.Wait()
+	_, err = conn.Write(b)
+	return err
+}
+
+// serve reads what the dialler sends until the stream breaks. It returns why.
+func (s *stream) serve() error {
+	switch s.purpose {
+	case wire.Append:
+		return s.serveAppends()
+	case wire.Snapshot:
+		return s.serveSnapshots()
+	default:
+		return s.serveCalls()
+	}
+}
+
+// running are the calls of one accepted stream that have not been answered.
+type running struct {
+	mu sync.Mutex
+	m  map[uint64]context.CancelFunc
+}
+
+// begin registers a call. It reports false if there are too many, or if the id is taken.
+func (r *running) begin(id uint64, cancel context.CancelFunc) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, taken := r.m[id]; taken || len(r.m) >= maxStreamCalls {
+		return false
+	}
+	r.m[id] = cancel
+	return true
+}
+
+func (r *running) end(id uint64) {
+	r.mu.Lock()
+	cancel := r.m[id]
+	delete(r.m, id)
+	r.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+func (r *running) cancel(id uint64) {
+	r.mu.Lock()
+	cancel := r.m[id]
+	r.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// serveCalls reads control, rpc and found streams. It never waits for a handler or for raft, so that one slow request
+// holds up no other.
+func (s *stream) serveCalls() error {
+	r := &running{m: make(map[uint64]context.CancelFunc)}
+	for {
+		h, payload, err := s.receive()
+		if err != nil {
+			return err
+		}
+		switch {
+		case h.Type == wire.TypeCancel:
+			r.cancel(h.ID)
+		case h.Type == wire.TypeCall:
+			if err := s.startCall(r, h.ID, payload); err != nil {
+				return err
+			}
+		case s.purpose == wire.Control:
+			rpc, err := s.decodeRPC(h.Type, payload)
+			if err != nil {
+				return err
+			}
+			if s.answerHeartbeat(h.ID, rpc) {
+				continue
+			}
+			s.start(r, h.ID, func(ctx context.Context) { s.relay(ctx, h.ID, rpc) })
+		default:
+			return fmt.Errorf("%w: type %d on a %s stream", wire.ErrFrame, h.Type, s.purpose)
+		}
+	}
+}
+
+// startCall runs the handler of a call.
+func (s *stream) startCall(r *running, id uint64, payload []byte) error {
+	if len(payload) == 0 {
+		return fmt.Errorf("%w: call without a kind", wire.ErrFrame)
+	}
+	k := wire.Kind(payload[0])
+	if k == 0 || k.Purpose() != s.purpose {
+		return fmt.Errorf("%w: call of kind %d on a %s stream", wire.ErrFrame, k, s.purpose)
+	}
+	h := s.t.handlers[k].Load()
+	if h == nil {
+		s.answer(id, nil, fmt.Errorf("%w: kind %d", errNoHandler, k))
+		return nil
+	}
+	s.start(r, id, func(ctx context.Context) {
+		b, err := (*h)(ctx, s.peer, payload[1:])
+		s.answer(id, b, err)
+	})
+	return nil
+}
+
+// start runs f in a goroutine of the stream, if there is a place for it.
+func (s *stream) start(r *running, id uint64, f func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	if !r.begin(id, cancel) {
+		cancel()
+		s.answer(id, nil, fmt.Errorf("%w: %d calls of this stream are running", ErrOverloaded, maxStreamCalls))
+		return
+	}
+	select {
+	case s.t.calls <- struct{}{}:
+	default:
+		r.end(id)
+		s.answer(id, nil, fmt.Errorf("%w: %d calls are running", ErrOverloaded, maxCalls))
+		return
+	}
+	s.wg.Go(func() {
+		defer func() {
+			<-s.t.calls
+			r.end(id)
+		}()
+		f(ctx)
+	})
+}
+
+// answer sends the outcome of a request.
+func (s *stream) answer(id uint64, payload []byte, err error) {
+	if err == nil {
+		_, err = s.send(nil, nil, wire.TypeAnswer, id, func(b []byte) []byte { return append(b, payload...) })
+		if !errors.Is(err, ErrTooLarge) {
+			return // sent, or the stream is broken and with it the caller's wait
+		}
+	}
+	f := faultOf(err)
+	_, _ = s.send(nil, nil, wire.TypeError, id, func(b []byte) []byte { return wire.AppendFault(b, f) })
+}
