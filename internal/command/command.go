@@ -25,7 +25,7 @@ const (
 	KindDeleteTree                     // Path
 	KindTxn                            // If, Then, Else
 	KindLock                           // Path, Mode, Try, Delay, Data (HasData: published in the same entry, for elections)
-	KindUnlock                         // Path, Generation, LockSeq: names the owner, never frees a later one
+	KindUnlock                         // Path, Generation, LockSeq: names the owner, never frees a later one. With Seq 0 the leader's decision (MaxHold) in Term
 	KindCancelLock                     // Path, LockSeq: the waiter leaves, what was just granted is released, a copy yet to come does nothing
 )
 
@@ -34,7 +34,8 @@ type Command struct {
 	Kind Kind
 
 	// Who asks. A command with a Session is executed at most once for each (Session, Seq), and only while the session
-	// lives. Every Seq below AckedBelow has been answered and may be forgotten. Sequences start at 1.
+	// lives. Every Seq below AckedBelow has been answered and may be forgotten. Sequences start at 1. OpenSession and
+	// CloseSession have no Seq: doing them twice is doing them once.
 	Session    uint64
 	Seq        uint64
 	AckedBelow uint64

@@ -1,0 +1,162 @@
+package command
+
+import (
+	"encoding/binary"
+
+	"github.com/chubbygo/chubby/fence"
+)
+
+// Version is the first byte of every command, result and log entry.
+const Version = 1
+
+// Bounds that the decoders set. A proposer keeps below them; what exceeds them is refused as ErrEncoding.
+const (
+	OpsMax      = 4096    // conditions, operations and entries in one list
+	SessionsMax = 65536   // sessions ended by one command
+	EntryMax    = 1024    // commands in a log entry
+	EntryBytes  = 2 << 20 // bytes of a log entry
+	flagDir     = 1       // flag bits reach disk: do not renumber
+	flagEphem   = 2       // entry dies with its session
+	flagTry     = 1       // KindLock
+	flagHasData = 2       // KindLock
+	nonceBytes  = 16
+)
+
+// Append appends the encoding of c to dst: version, kind, and those fields that the kind uses, in the order of
+// docs/format.md. Other fields are not written. It keeps no part of c.
+func Append(dst []byte, c *Command) []byte {
+	dst = append(dst, Version, byte(c.Kind))
+	switch c.Kind {
+	case KindBarrier:
+		return dst
+	case KindAssignSlot:
+		return appendString(dst, c.Node)
+	case KindOpenSession:
+		dst = binary.AppendUvarint(dst, c.Session)
+		dst = append(dst, c.Nonce[:]...)
+		dst = binary.AppendUvarint(dst, uint64(c.Slot))
+		dst = appendString(dst, c.Name)
+		dst = appendString(dst, c.Node)
+		dst = binary.AppendUvarint(dst, c.Lease)
+		return binary.AppendUvarint(dst, c.Grace)
+	case KindCloseSession:
+		return binary.AppendUvarint(dst, c.Session)
+	case KindExpireSessions:
+		dst = binary.AppendUvarint(dst, c.Term)
+		dst = binary.AppendUvarint(dst, uint64(len(c.Sessions)))
+		for _, id := range c.Sessions {
+			dst = binary.AppendUvarint(dst, id)
+		}
+		return dst
+	case KindClearDelay:
+		dst = binary.AppendUvarint(dst, c.Term)
+		dst = appendString(dst, c.Path)
+		return binary.AppendUvarint(dst, c.Generation)
+	}
+	dst = binary.AppendUvarint(dst, c.Session)
+	dst = binary.AppendUvarint(dst, c.Seq)
+	dst = binary.AppendUvarint(dst, c.AckedBelow)
+	if c.Kind == KindTxn {
+		dst = appendConds(dst, c.If)
+		dst = appendOps(dst, c.Then)
+		return appendOps(dst, c.Else)
+	}
+	dst = appendString(dst, c.Path)
+	switch c.Kind {
+	case KindSet:
+		dst = appendBytes(dst, c.Data)
+		dst = appendConds(dst, c.Conds)
+	case KindCreate:
+		dst = appendBytes(dst, c.Data)
+		dst = append(dst, flags(c.Dir, flagDir)|flags(c.Ephemeral, flagEphem))
+	case KindCompareAndSwap:
+		dst = append(dst, flags(c.HasOld, 1))
+		if c.HasOld {
+			dst = appendBytes(dst, c.Old)
+		}
+		dst = appendBytes(dst, c.Data)
+	case KindAdd, KindSub:
+		dst = binary.AppendVarint(dst, c.Number)
+		dst = binary.AppendVarint(dst, c.Bound)
+	case KindDelete:
+		dst = appendConds(dst, c.Conds)
+	case KindDeleteTree: // the path says it all
+	case KindLock:
+		dst = append(dst, byte(c.Mode), flags(c.Try, flagTry)|flags(c.HasData, flagHasData))
+		dst = binary.AppendUvarint(dst, c.Delay)
+		if c.HasData {
+			dst = appendBytes(dst, c.Data)
+		}
+	case KindUnlock:
+		dst = binary.AppendUvarint(dst, c.Generation)
+		dst = binary.AppendUvarint(dst, c.LockSeq)
+		dst = binary.AppendUvarint(dst, c.Term)
+	case KindCancelLock:
+		dst = binary.AppendUvarint(dst, c.LockSeq)
+	}
+	return dst
+}
+
+func appendConds(dst []byte, conds []Cond) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(conds)))
+	for i := range conds {
+		c := &conds[i]
+		dst = append(dst, byte(c.Kind))
+		if c.Kind == CondHolds {
+			dst = appendSequencer(dst, &c.Sequencer)
+			continue
+		}
+		dst = appendString(dst, c.Path)
+		switch c.Kind {
+		case CondGeneration:
+			dst = binary.AppendUvarint(dst, c.Generation)
+		case CondValue:
+			dst = appendBytes(dst, c.Value)
+		}
+	}
+	return dst
+}
+
+func appendOps(dst []byte, ops []Op) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(ops)))
+	for i := range ops {
+		o := &ops[i]
+		dst = append(dst, byte(o.Kind))
+		dst = appendString(dst, o.Path)
+		switch o.Kind {
+		case OpSet:
+			dst = appendBytes(dst, o.Data)
+		case OpCreate:
+			dst = appendBytes(dst, o.Data)
+			dst = append(dst, flags(o.Dir, flagDir)|flags(o.Ephemeral, flagEphem))
+		case OpAdd:
+			dst = binary.AppendVarint(dst, o.Number)
+			dst = binary.AppendVarint(dst, o.Bound)
+		}
+	}
+	return dst
+}
+
+// appendSequencer writes no checksum: the log has its own.
+func appendSequencer(dst []byte, s *fence.Sequencer) []byte {
+	dst = appendString(dst, s.Cell)
+	dst = binary.AppendUvarint(dst, s.Epoch)
+	dst = appendString(dst, s.Path)
+	dst = append(dst, byte(s.Mode))
+	return binary.AppendUvarint(dst, s.Generation)
+}
+
+func appendString(dst []byte, s string) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
+}
+
+func appendBytes(dst, b []byte) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
+}
+
+func flags(set bool, bit byte) byte {
+	if set {
+		return bit
+	}
+	return 0
+}
