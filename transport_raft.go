@@ -291,13 +291,9 @@ func (t *transport) watch(r *reign) {
 	}
 }
 
-// leaderTerm tells that this node leads term; 0 means that it does not lead. What waits to be sent in an older term
-// returns at once.
+// leaderTerm tells that this node leads term. What waits to be sent in an older term returns at once. endReign tells
+// that a term is over.
 func (t *transport) leaderTerm(term uint64) {
-	if term == 0 {
-		t.endReign(t.leads.Load())
-		return
-	}
 	t.endReign(term - 1)
 	t.mu.Lock()
 	defer t.mu.Unlock()

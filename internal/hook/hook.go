@@ -2,10 +2,16 @@
 // freezes it. Programs outside the module cannot import it, so they cannot depend on it.
 package hook
 
+import "sync/atomic"
+
 // Hooks changes how one node sees the world. The zero value changes nothing.
 type Hooks struct {
 	Clock   Clock                 // nil = SystemClock()
 	Gate    *Gate                 // nil = never paused
 	Disk    *Disk                 // where a node without Options.Dir keeps its state; nil = a private one that dies with it
 	Storage func(op string) error // called before each storage operation ("log", "vote", "delete", "snapshot", "meta"); an error is returned as the disk's
+	Abrupt  atomic.Bool           // Close tells nobody: the node just goes, as in a crash
+
+	// Inspect is set by the node once it has a state: it gives the last index applied there and the state's running hash.
+	Inspect atomic.Pointer[func() (index, hash uint64)]
 }

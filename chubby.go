@@ -1,0 +1,511 @@
+package chubby
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/chubbygo/chubby/internal/hook"
+	"github.com/chubbygo/chubby/internal/state"
+	"github.com/chubbygo/chubby/internal/wire"
+)
+
+// Node is a member of a cell, running inside this process. It is also a Client whose reads and writes need no network
+// hop where that is possible. All methods are safe for concurrent use.
+type Node struct {
+	*Client
+
+	opts   Options // with defaults; Peers and Secret are copies
+	log    *slog.Logger
+	clock  hook.Clock
+	gate   *hook.Gate
+	server raft.ServerID // ID + "." + incarnation
+
+	store     *store
+	transport *transport
+	fsm       *fsm                      // set before raft runs
+	raft      atomic.Pointer[raft.Raft] // nil until the cell is founded
+	proposer  *proposer
+	reader    *reader
+	compactor *compactor
+	leases    atomic.Pointer[leases] // while this node leads the cell
+	freshness freshness
+	ids       sessionIDs
+	slotKnown atomic.Uint64 // slot + 1; 0 = not asked yet
+	founder   founder
+
+	leaderNews chan struct{} // cap 1: raft's state or leader may have changed
+	notify     chan bool     // raft.Config.NotifyCh
+	running    chan struct{} // closed when raft runs
+
+	// ctx ends when the node's own goroutines must. It ends after stopping is closed, which is when calls must.
+	ctx      context.Context
+	cancel   context.CancelFunc
+	stopping chan struct{}
+	done     chan struct{}
+	wg       sync.WaitGroup // the node's goroutines, except the proposer's
+	proposes sync.WaitGroup // the proposer's
+
+	mu struct {
+		sync.Mutex
+		noSpawn bool // wg is being waited for
+		started bool // stop has begun
+		closing bool // because of Close
+		fault   error
+	}
+}
+
+// Open starts a node. It does not wait for peers: WaitReady does.
+//
+// It returns ErrBadOptions with all that is wrong, ErrInsecureListen, ErrInUse, ErrWrongCell or ErrCorrupt for a
+// directory that is not this node's or not what it wrote, and the errors of listening. Whoever gets a node must Close it.
+func Open(opts Options) (*Node, error) {
+	o := opts.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, &Error{Op: "open", Path: opts.Dir, Err: err}
+	}
+	n, err := open(o)
+	if err != nil {
+		return nil, &Error{Op: "open", Path: opts.Dir, Err: err}
+	}
+	return n, nil
+}
+
+func open(o Options) (_ *Node, err error) {
+	n := &Node{
+		opts: o, log: o.Logger.With("node", o.ID), clock: o.Hooks.Clock, gate: o.Hooks.Gate,
+		leaderNews: make(chan struct{}, 1), notify: make(chan bool, 1), running: make(chan struct{}),
+		stopping: make(chan struct{}), done: make(chan struct{}),
+	}
+	if n.clock == nil {
+		n.clock = hook.SystemClock()
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			n.cancel()
+		}
+	}()
+	security, err := newSecurity(o.TLS, o.Secret, o.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.checkExposure(security != nil); err != nil {
+		return nil, err
+	}
+	if n.store, err = openStore(storeConfig{
+		Dir: o.Dir, Disk: o.Hooks.Disk, ID: o.ID, Cell: o.Cell, Gate: o.Hooks.Gate, Fault: o.Hooks.Storage,
+		Slow: max(2*o.HeartbeatTimeout, 500*time.Millisecond), Stop: 10 * time.Second, Fail: n.fail, Logger: n.log,
+	}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.store.close())
+		}
+	}()
+	n.server = raft.ServerID(o.ID + "." + n.store.identity().Incarnation)
+	network := o.Network
+	if network == nil {
+		network = tcpNetwork{}
+	}
+	if n.transport, err = newTransport(transportConfig{
+		Server: n.server, ID: o.ID, Network: network, Listen: o.Listen, Advertise: o.Advertise, Security: security,
+		Heartbeat: o.HeartbeatTimeout, Election: o.ElectionTimeout, Level: featureLevel, Gate: o.Hooks.Gate, Logger: n.log,
+		Resolve: n.addresses, Stalled: n.stalled,
+	}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.transport.Close())
+		}
+	}()
+	var origin [8]byte
+	rand.Read(origin[:])
+	n.proposer = newProposer(n, binary.LittleEndian.Uint64(origin[:]))
+	n.reader = newReader(n)
+	n.compactor = newCompactor(n)
+	n.Client = newClient(n)
+	n.transport.handle(wire.KindFound, n.answerFound)
+	n.transport.handle(wire.KindConfirm, n.answerConfirm)
+	n.transport.handle(wire.KindReadIndex, n.answerReadIndex)
+	n.transport.handle(wire.KindForward, n.answerForward)
+	n.transport.handle(wire.KindKeepAlive, n.answerKeepAlive)
+
+	if f, ok := n.store.founding(); ok {
+		err = n.start(f)
+	} else if len(o.Peers) <= 1 {
+		err = n.foundAlone()
+	} else {
+		n.wg.Go(n.found)
+	}
+	if err != nil {
+		// start may have failed the node, whose stop closes what it has.
+		if n.stopped() {
+			<-n.done
+		}
+		return nil, err
+	}
+	return n, nil
+}
+
+// featureLevel is what this version speaks.
+const featureLevel = 1
+
+// start runs raft on a founded store. It is called once.
+func (n *Node) start(f founding) error {
+	n.transport.setCell(cellID(n.opts.Cell, f))
+	first := state.New(n.opts.Cell, f.Epoch)
+	n.fsm = newFSM(n, first)
+	inspect := func() (index, hash uint64) {
+		root := n.fsm.root.Load()
+		return root.Index(), root.Hash()
+	}
+	n.opts.Hooks.Inspect.Store(&inspect)
+	r, err := raft.NewRaft(n.raftConfig(), n.fsm, n.store.logs(), n.store.stable(), n.store.snapshots(), n.transport)
+	if err != nil {
+		return err
+	}
+	// A follower hears of a leader by observation; this node's own terms come by NotifyCh, on which raft blocks.
+	observations := make(chan raft.Observation, 1)
+	r.RegisterObserver(raft.NewObserver(observations, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState:
+			return true
+		}
+		return false
+	}))
+	n.raft.Store(r)
+	n.transport.attach(r)
+	n.configured(n.configuration())
+	close(n.running)
+	n.wg.Go(func() {
+		for {
+			select {
+			case <-n.notify:
+			case <-observations:
+			case <-n.ctx.Done():
+				return
+			}
+			select {
+			case n.leaderNews <- struct{}{}:
+			default:
+			}
+		}
+	})
+	n.wg.Go(n.track)
+	n.wg.Go(n.reader.run)
+	n.wg.Go(n.refresh)
+	n.wg.Go(n.compactor.run)
+	n.wg.Go(n.keeper)
+	for range entriesInFlight {
+		n.proposes.Go(n.proposer.run)
+	}
+	return nil
+}
+
+// raftConfig is RAFT.md's, with the reasons there. BatchApplyCh stays false: with an unbuffered channel raft's main
+// goroutine either takes an entry, and then answers it, or has ended, and then ApplyLog returns at Shutdown.
+func (n *Node) raftConfig() *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = n.server
+	c.HeartbeatTimeout = n.opts.HeartbeatTimeout
+	c.ElectionTimeout = n.opts.ElectionTimeout
+	c.LeaderLeaseTimeout = n.opts.HeartbeatTimeout * 3 / 4
+	c.CommitTimeout = min(10*time.Millisecond, n.opts.HeartbeatTimeout/4)
+	c.MaxAppendEntries = 64
+	c.ShutdownOnRemove = false
+	c.SnapshotThreshold = math.MaxUint64 // the compactor counts bytes instead
+	c.SnapshotInterval = time.Hour
+	c.TrailingLogs = trailingMin
+	c.NotifyCh = n.notify
+	c.NoLegacyTelemetry = true
+	c.Logger = hclog.New(&hclog.LoggerOptions{Name: "raft", Level: hclog.Warn, Output: logWriter{n.log}, DisableTime: true})
+	return c
+}
+
+// logWriter gives raft's lines to the node's logger.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.log.Warn(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// WaitReady waits until a leader is known and this node has caught up with everything that was acknowledged before the
+// call. With Options.StartAttempts it gives up after so many tries. It returns ErrNoLeader or ErrNoQuorum with what
+// founding the cell waits for, ErrClosed, the node's fault, or the error of ctx.
+func (n *Node) WaitReady(ctx context.Context) error {
+	try := n.opts.StartInterval
+	for attempt := 1; ; attempt++ {
+		bounded, cancel := ctx, context.CancelFunc(func() {})
+		if n.opts.StartAttempts > 0 {
+			bounded, cancel = context.WithTimeout(ctx, jitter(try))
+		}
+		err := n.ready(bounded)
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case n.stopped():
+			return &Error{Op: "wait ready", Path: n.opts.ID, Err: n.stopCause()}
+		case ctx.Err() != nil, attempt == n.opts.StartAttempts:
+			return &Error{Op: "wait ready", Path: n.opts.ID, Err: errors.Join(err, n.founder.obstacle())}
+		}
+		try = min(2*try, intervalMax)
+	}
+}
+
+func (n *Node) ready(ctx context.Context) error {
+	select {
+	case <-n.running:
+	case <-n.stopping:
+		return n.stopCause()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the cell is not founded: %w", ErrNoLeader, ctx.Err())
+	}
+	_, err := n.read(ctx)
+	return err
+}
+
+// Done returns a channel that is closed when the node has stopped, by Close or by a fault.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Err returns why the node stopped by itself. It is nil before that, and after Close.
+func (n *Node) Err() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mu.fault
+}
+
+// Close stops the node: its sessions end, so that others need not wait for their leases; leadership of the cell goes to
+// the member that has caught up best; then everything is closed. It takes at most a few seconds, and leaves no goroutine
+// and no file open. Calling it again, from anywhere, waits for the first call. Calls in flight return ErrClosed, with
+// ErrUncertain if they may have taken effect.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	first := !n.mu.closing && !n.mu.started
+	n.mu.closing = true
+	n.mu.Unlock()
+	if first && !n.opts.Hooks.Abrupt.Load() {
+		n.Client.closeSessions()
+		n.handOver()
+	}
+	n.stop()
+	<-n.done
+	return nil
+}
+
+// fail stops the node because of err. It may be called from any goroutine, raft's too, and does not block.
+func (n *Node) fail(err error) {
+	n.mu.Lock()
+	if n.mu.fault == nil && !n.mu.closing {
+		n.mu.fault = err
+		n.log.Error("node stops", "err", err)
+	}
+	n.mu.Unlock()
+	n.stop()
+}
+
+// stop begins the node's end, once, in a goroutine that Done waits for.
+func (n *Node) stop() {
+	n.mu.Lock()
+	begun := n.mu.started
+	n.mu.started = true
+	n.mu.Unlock()
+	if begun {
+		return
+	}
+	close(n.stopping)
+	go n.shutdown()
+}
+
+// shutdown ends everything, callers first and storage last. The order matters: the proposer's goroutines wait on raft's
+// futures, which raft forgets to answer once it is shut down, so they are given the time to finish before. They always
+// can: what cannot commit is answered when the leader steps down, which it does within its lease of losing its quorum.
+func (n *Node) shutdown() {
+	defer close(n.done)
+	n.proposer.close()
+	n.Client.close()
+	if !waitFor(&n.proposes, 2*n.opts.ElectionTimeout+time.Second) {
+		n.log.Warn("raft does not answer; shutting it down all the same")
+	}
+	n.cancel()
+	var shut raft.Future
+	if r := n.raft.Load(); r != nil {
+		shut = r.Shutdown()
+	}
+	if err := n.transport.Close(); err != nil {
+		n.log.Warn("closing the transport", "err", err)
+	}
+	if shut != nil {
+		if err := shut.Error(); err != nil {
+			n.log.Warn("shutting raft down", "err", err)
+		}
+	}
+	n.mu.Lock()
+	n.mu.noSpawn = true
+	n.mu.Unlock()
+	n.wg.Wait()
+	waitFor(&n.proposes, time.Second)
+	if err := n.store.close(); err != nil {
+		n.log.Warn("closing the store", "err", err)
+	}
+}
+
+// waitFor waits for wg, but not longer than d.
+func waitFor(wg *sync.WaitGroup, d time.Duration) bool {
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// handOver gives leadership of the cell to the voter that has caught up best, if this node has it. Proposals are
+// paused first: raft can block for ever in a transfer whose target is not level (hashicorp/raft 696).
+func (n *Node) handOver() {
+	r := n.raft.Load()
+	if r == nil || n.proposer.route().lead == nil {
+		return
+	}
+	n.proposer.close()
+	if !waitFor(&n.proposes, 2*n.opts.ElectionTimeout) {
+		return
+	}
+	var best raft.Server
+	var bestIndex uint64
+	for _, s := range n.configuration().Servers {
+		if s.ID == n.server || s.Suffrage != raft.Voter {
+			continue
+		}
+		if index, contact, ok := n.transport.matched(s.ID); ok && contact < n.opts.ElectionTimeout && index > bestIndex {
+			best, bestIndex = s, index
+		}
+	}
+	if best.ID == "" || bestIndex < r.LastIndex() {
+		return
+	}
+	transfer := r.LeadershipTransferToServer(best.ID, best.Address)
+	ended := make(chan error, 1)
+	n.spawn(func() { ended <- transfer.Error() })
+	t := time.NewTimer(2 * n.opts.ElectionTimeout)
+	defer t.Stop()
+	select {
+	case err := <-ended:
+		if err != nil {
+			n.log.Warn("leadership of the cell was not handed over", "err", err)
+		}
+	case <-t.C:
+	}
+}
+
+// spawn runs f in a goroutine that stop waits for. It reports false, and does not run f, when the node has stopped.
+func (n *Node) spawn(f func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.mu.noSpawn || n.ctx.Err() != nil {
+		return false
+	}
+	n.wg.Go(f)
+	return true
+}
+
+// stopped reports whether calls must return.
+func (n *Node) stopped() bool {
+	select {
+	case <-n.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// stopCause is what calls on a node that stops return: ErrClosed, with the fault if there was one.
+func (n *Node) stopCause() error {
+	if err := n.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	return ErrClosed
+}
+
+// lostCause is what a call returns when its session ended under it: ErrClosed if that is because the node is closed.
+func (n *Node) lostCause() error {
+	n.mu.Lock()
+	closing := n.mu.closing || n.mu.started
+	n.mu.Unlock()
+	if closing {
+		return n.stopCause()
+	}
+	return ErrSessionExpired
+}
+
+// stalled reports whether the disk has kept a write for so long that this node should not lead.
+func (n *Node) stalled() bool { return n.store.stalled() }
+
+// epoch is the cell's. It is asked for only after the cell was founded.
+func (n *Node) epoch() uint64 { return n.fsm.root.Load().Epoch() }
+
+// callTimeout bounds one call to a member that is silent but not known to be gone.
+func (n *Node) callTimeout() time.Duration { return max(5*time.Second, 10*n.opts.HeartbeatTimeout) }
+
+// configuration is raft's latest.
+func (n *Node) configuration() raft.Configuration {
+	f := n.raft.Load().GetConfiguration()
+	if f.Error() != nil {
+		return raft.Configuration{}
+	}
+	return f.Configuration()
+}
+
+// configured is called when a configuration has been applied.
+func (n *Node) configured(c raft.Configuration) { n.transport.setPeers(c.Servers) }
+
+// kick lets the followers know of a commit at once.
+func (n *Node) kick(index uint64) { n.transport.kick(index) }
+
+// happened is called by the fsm when root has become readable.
+func (n *Node) happened(root *state.State, events []state.Event) {
+	n.aged(root)
+	if len(events) == 0 {
+		return
+	}
+	if l := n.leases.Load(); l != nil {
+		l.happened(root, events)
+	}
+	n.Client.happened(events)
+}
+
+// jumped is called by the fsm when a snapshot's root has become readable.
+func (n *Node) jumped(root *state.State) {
+	n.aged(root)
+	n.Client.jumped(root)
+}
+
+// nodeID is the part of a raft ServerID that people gave.
+func nodeID(id raft.ServerID) string {
+	if i := strings.LastIndexByte(string(id), '.'); i >= 0 {
+		return string(id[:i])
+	}
+	return string(id)
+}

@@ -1,0 +1,331 @@
+package chubby
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/chubbygo/chubby/internal/state"
+	"github.com/chubbygo/chubby/internal/wire"
+)
+
+// Client is a way to the cell: the files, locks and sessions of one program. All methods are safe for concurrent use.
+type Client struct {
+	node *Node
+	last atomic.Uint64 // revision of the newest answer that this Client has seen
+
+	mu struct {
+		sync.Mutex
+		sessions map[uint64]*Session
+		current  *Session // the default session
+		opening  *opening // of the default session
+		waiters  map[owner]*lockWaiter
+		closed   bool
+	}
+	wake chan struct{} // cap 1: the keeper has something new to look after
+}
+
+// owner names a Lock command, and with it the holder or waiter that it made.
+type owner struct{ session, seq uint64 }
+
+// opening is one attempt to open the default session, shared by all who wait for it.
+type opening struct {
+	done    chan struct{}
+	session *Session
+	err     error
+}
+
+func newClient(n *Node) *Client {
+	c := &Client{node: n, wake: make(chan struct{}, 1)}
+	c.mu.sessions = make(map[uint64]*Session)
+	c.mu.waiters = make(map[owner]*lockWaiter)
+	return c
+}
+
+// Session returns the Client's default session. It is opened when it is first needed and replaced after it expired.
+func (c *Client) Session(ctx context.Context) (*Session, error) {
+	s, err := c.session(ctx)
+	if err != nil {
+		return nil, &Error{Op: "session", Err: err}
+	}
+	return s, nil
+}
+
+func (c *Client) session(ctx context.Context) (*Session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	if c.mu.closed {
+		c.mu.Unlock()
+		return nil, c.node.stopCause()
+	}
+	if s := c.mu.current; s != nil {
+		c.mu.Unlock()
+		return s, nil
+	}
+	o := c.mu.opening
+	if o == nil {
+		o = &opening{done: make(chan struct{})}
+		c.mu.opening = o
+		// In the Client's own time: one caller's impatience must not fail the others.
+		if !c.node.spawn(func() {
+			o.session, o.err = c.openSession(c.node.ctx, SessionOptions{Name: c.node.opts.ID})
+			c.mu.Lock()
+			if o.err == nil && !c.mu.closed {
+				select {
+				case <-o.session.done:
+				default:
+					c.mu.current = o.session
+				}
+			}
+			c.mu.opening = nil
+			c.mu.Unlock()
+			close(o.done)
+		}) {
+			c.mu.opening = nil
+			c.mu.Unlock()
+			return nil, c.node.stopCause()
+		}
+	}
+	c.mu.Unlock()
+	select {
+	case <-o.done:
+		if o.err != nil && c.node.ctx.Err() != nil {
+			return nil, c.node.stopCause()
+		}
+		return o.session, o.err
+	case <-ctx.Done():
+		return nil, c.node.explain(ctx.Err())
+	case <-c.node.stopping:
+		return nil, c.node.stopCause()
+	}
+}
+
+// keep takes a session into the keeper's care.
+func (c *Client) keep(s *Session) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mu.closed {
+		return c.node.stopCause()
+	}
+	c.mu.sessions[uint64(s.id)] = s
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// drop forgets a session that has ended.
+func (c *Client) drop(s *Session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.mu.sessions, uint64(s.id))
+	if c.mu.current == s {
+		c.mu.current = nil
+	}
+}
+
+// all returns the sessions that live.
+func (c *Client) all() []*Session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]*Session, 0, len(c.mu.sessions))
+	for _, s := range c.mu.sessions {
+		list = append(list, s)
+	}
+	return list
+}
+
+// saw notes the revision of an answer, so that no later FastGet of this Client shows an older state.
+func (c *Client) saw(revision uint64) {
+	for {
+		old := c.last.Load()
+		if revision <= old || c.last.CompareAndSwap(old, revision) {
+			return
+		}
+	}
+}
+
+const (
+	keeperTick   = 50 * time.Millisecond // how late a session's deadline may be noticed by nobody asking
+	keepsByLease = 3                     // KeepAlives in one lease, so that one may be lost
+)
+
+// keeper looks after the sessions: it compares their deadlines with the clock and sends one KeepAlive for all of them,
+// with jitter, so that the nodes of a cell do not ask in step.
+func (c *Client) keeper() {
+	n := c.node
+	var sending bool
+	var due time.Duration // Clock.Boot: when the next KeepAlive leaves
+	sent := make(chan bool, 1)
+	tick := make(chan struct{}, 1)
+	stop := func() bool { return true }
+	defer func() { stop() }()
+	armed := false
+	for {
+		sessions := c.all()
+		now := n.clock.Boot()
+		shortest := time.Duration(0)
+		for _, s := range sessions {
+			s.check(now)
+			if shortest == 0 || s.lease < shortest {
+				shortest = s.lease
+			}
+		}
+		if pause := shortest / keepsByLease; due > now+pause {
+			due = now + pause // a session with a shorter lease has come
+		}
+		if len(sessions) > 0 && now >= due && !sending {
+			sending = true
+			timeout := max(shortest/10, n.opts.HeartbeatTimeout)
+			if !n.spawn(func() { sent <- c.keepAlive(sessions, timeout) }) {
+				return
+			}
+		}
+		if len(sessions) > 0 && !armed {
+			armed = true
+			stop = n.clock.AfterFunc(keeperTick, func() { tick <- struct{}{} }) // cap 1, one timer at a time
+		}
+		select {
+		case <-tick:
+			armed = false
+		case ok := <-sent:
+			sending = false
+			pause := n.opts.HeartbeatTimeout / 2 // try again soon: somebody will be elected
+			if ok {
+				pause = shortest / keepsByLease
+			}
+			due = n.clock.Boot() + pause*3/4 + rand.N(pause/4+1)
+		case <-c.wake:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
+
+// keepAlive asks the cell leader to renew the sessions and reports whether it answered. What the answer promises counts
+// from before the question was sent, so that the cell's own count, which begins at its receipt, ends later.
+func (c *Client) keepAlive(sessions []*Session, timeout time.Duration) bool {
+	n := c.node
+	ids := make([]uint64, len(sessions))
+	for i, s := range sessions {
+		ids[i] = uint64(s.id)
+	}
+	to := n.proposer.route()
+	ctx, cancel := context.WithTimeout(to.ctx, timeout)
+	defer cancel()
+	sent := n.clock.Boot()
+	var answer []byte
+	var err error
+	switch {
+	case to.lead != nil:
+		answer, err = to.lead.leases.keepAlive(ctx, ids)
+	case to.server != "":
+		answer, err = n.transport.call(ctx, to.server, wire.KindKeepAlive, wire.AppendIDs(nil, ids))
+	default:
+		return false
+	}
+	if err != nil || len(answer) != len(ids) {
+		return false
+	}
+	for i, s := range sessions {
+		switch answer[i] {
+		case wire.RenewAlive:
+			s.extend(sent + s.lease)
+		case wire.RenewEnded:
+			s.end(ErrSessionExpired)
+		}
+	}
+	return true
+}
+
+// answerKeepAlive is the leader's side, for other nodes.
+func (n *Node) answerKeepAlive(ctx context.Context, _ peerInfo, question []byte) ([]byte, error) {
+	lead := n.proposer.route().lead
+	if lead == nil || n.stalled() {
+		return nil, errNotLeader
+	}
+	ids, err := wire.ParseIDs(question)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errBadMessage, err)
+	}
+	return lead.leases.keepAlive(ctx, ids)
+}
+
+// happened tells the Client what the state machine did to its sessions and waiters. The fsm calls it after each batch;
+// it never blocks.
+func (c *Client) happened(events []state.Event) {
+	for _, e := range events {
+		switch e.Kind {
+		case state.LockAcquired:
+			c.granted(owner{e.Session, e.Seq}, e.Generation)
+		case state.LockRefused:
+			c.granted(owner{e.Session, e.Seq}, 0)
+		case state.SessionEnded:
+			c.mu.Lock()
+			s := c.mu.sessions[e.Session]
+			c.mu.Unlock()
+			if s != nil {
+				s.end(ErrSessionExpired)
+			}
+		}
+	}
+}
+
+// jumped compares the Client's waiters with a state that came without its events, from a snapshot. Sessions are left to
+// the next KeepAlive: one that the snapshot does not know may have been opened after it.
+func (c *Client) jumped(root *state.State) {
+	c.mu.Lock()
+	waiters := make(map[owner]*lockWaiter, len(c.mu.waiters))
+	for o, w := range c.mu.waiters {
+		waiters[o] = w
+	}
+	c.mu.Unlock()
+	for o, w := range waiters {
+		// One that neither holds nor waits may be one that the snapshot does not know yet; a further copy of its command
+		// will tell.
+		if generation, _, waiting := root.Grant(o.session, o.seq, w.path); !waiting {
+			c.granted(o, generation)
+		}
+	}
+}
+
+// closeSessions ends all sessions, for at most 2 s, and refuses new ones: contexts of locks first, then the cell is told,
+// so that others need not wait for leases.
+func (c *Client) closeSessions() {
+	c.mu.Lock()
+	c.mu.closed = true
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, s := range c.all() {
+		wg.Go(func() {
+			if err := s.Close(ctx); err != nil {
+				c.node.log.Debug("session left to its lease", "session", s.id, "err", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// closeTimeout bounds how long Close tries to end sessions in the cell.
+const closeTimeout = 2 * time.Second
+
+// close ends all sessions here, without telling anybody.
+func (c *Client) close() {
+	c.mu.Lock()
+	c.mu.closed = true
+	c.mu.Unlock()
+	for _, s := range c.all() {
+		s.end(ErrClosed)
+	}
+}
+
+// Close closes the node that this is the Client of; see [Node.Close].
+func (c *Client) Close() error { return c.node.Close() }

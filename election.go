@@ -1,0 +1,113 @@
+package chubby
+
+import (
+	"context"
+
+	"github.com/chubbygo/chubby/internal/command"
+)
+
+// Leadership is an election won. It is held like a Lock, and lost like one.
+type Leadership struct{ lock *Lock }
+
+// LeaderInfo tells who leads.
+type LeaderInfo struct {
+	Path       string
+	Value      []byte // what the leader published
+	Generation uint64 // of its sequencer
+	Revision   uint64 // of the grant
+	Session    SessionID
+	Name       string // of the session
+}
+
+// Campaign waits until the default session wins the election at path. See [Session.Campaign].
+func (c *Client) Campaign(ctx context.Context, path string, value []byte, opts ...LockOption) (*Leadership, error) {
+	if err := c.checkValue(value); err != nil {
+		return nil, &Error{Op: "campaign", Path: path, Err: err}
+	}
+	l, err := c.lock(ctx, "campaign", path, lockRequest{mode: Exclusive, publish: true, value: value}, opts)
+	if err != nil {
+		return nil, err
+	}
+	return &Leadership{l}, nil
+}
+
+// Campaign waits until the session holds the lock at path exclusively, and with it leads. value is written to the file
+// at path, made if missing, in the same step as the grant, so that nobody ever sees the new leader with its
+// predecessor's value. It returns ErrIsDir, ErrTooLarge, and the errors of Lock.
+func (s *Session) Campaign(ctx context.Context, path string, value []byte, opts ...LockOption) (*Leadership, error) {
+	if err := s.client.checkValue(value); err != nil {
+		return nil, &Error{Op: "campaign", Path: path, Err: err}
+	}
+	l, err := s.lockPath(ctx, "campaign", path, lockRequest{mode: Exclusive, publish: true, value: value}, opts)
+	if err != nil {
+		return nil, err
+	}
+	return &Leadership{l}, nil
+}
+
+func (c *Client) checkValue(value []byte) error {
+	if limit := c.node.opts.Limits.ValueBytes; len(value) > limit {
+		return tooLarge("value", len(value), limit)
+	}
+	return nil
+}
+
+// Leader tells who leads at path. It is linearizable. While nobody does it returns ErrNoLeader, whatever the file holds.
+func (c *Client) Leader(ctx context.Context, path string) (LeaderInfo, error) {
+	p, root, err := c.readAt(ctx, path)
+	if err != nil {
+		return LeaderInfo{}, &Error{Op: "leader", Path: path, Err: err}
+	}
+	v := root.Lock(p)
+	if v.Mode != Exclusive || len(v.Holders) == 0 {
+		return LeaderInfo{}, &Error{Op: "leader", Path: path, Err: ErrNoLeader}
+	}
+	h := v.Holders[0]
+	info := LeaderInfo{Path: p, Generation: v.Generation, Revision: h.Since, Session: SessionID(h.Session), Name: h.Name}
+	if e, ok := root.Get(p); ok {
+		info.Value = publicEntry(e).Data
+	}
+	return info, nil
+}
+
+// Sequencer returns the proof of this leadership; a later leader's is larger.
+func (l *Leadership) Sequencer() Sequencer { return l.lock.Sequencer() }
+
+// Context ends before another can lead; see [Lock.Context].
+func (l *Leadership) Context() context.Context { return l.lock.Context() }
+
+// Done is closed when the leadership is gone for good; see [Lock.Done].
+func (l *Leadership) Done() <-chan struct{} { return l.lock.Done() }
+
+// Err tells why the leadership is gone; see [Lock.Err].
+func (l *Leadership) Err() error { return l.lock.Err() }
+
+// Publish writes value to the file at the election's path, if this leadership still stands when the write happens; else
+// it returns ErrStaleSequencer and writes nothing. Its other errors are those of Set.
+func (l *Leadership) Publish(ctx context.Context, value []byte) error {
+	c := l.lock.session.client
+	path, err := c.checkWrite(l.lock.path, value)
+	if err != nil {
+		return &Error{Op: "publish", Path: l.lock.path, Err: err}
+	}
+	conds, err := c.commandConds([]Cond{IfHolds(l.Sequencer())}, path)
+	if err != nil {
+		return &Error{Op: "publish", Path: path, Err: err}
+	}
+	r, err := l.lock.session.do(ctx, &command.Command{Kind: command.KindSet, Path: path, Data: value, Conds: conds}, false)
+	if err == nil && r.Code != command.OK {
+		err = codeError(r.Code)
+	}
+	if err != nil {
+		return &Error{Op: "publish", Path: path, Err: err}
+	}
+	return nil
+}
+
+// Resign gives the leadership up: Context and Done end first, then the next in the queue leads. See [Lock.Unlock].
+func (l *Leadership) Resign(ctx context.Context) error {
+	if err := l.lock.unlock(ctx); err != nil {
+		return &Error{Op: "resign", Path: l.lock.path, Err: err}
+	}
+	return nil
+}

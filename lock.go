@@ -1,0 +1,500 @@
+package chubby
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/chubbygo/chubby/fence"
+	"github.com/chubbygo/chubby/internal/command"
+	"github.com/chubbygo/chubby/internal/state"
+)
+
+// Mode is how a lock is held.
+type Mode = fence.Mode
+
+// Exclusive locks have one holder, Shared ones any number.
+const (
+	Exclusive = fence.Exclusive
+	Shared    = fence.Shared
+)
+
+// Sequencer proves to a third party who holds a lock, and since which grant (Chubby §2.4). See package fence.
+type Sequencer = fence.Sequencer
+
+// LockOption changes one Lock call.
+type LockOption struct{ set func(*lockOptions) }
+
+type lockOptions struct {
+	delay time.Duration
+	err   error
+}
+
+const lockDelayMax = time.Minute
+
+// LockDelay keeps the lock shut for d, 0 to 60 s, after its holder's session was lost, so that requests the holder had
+// under way cannot meet its successor's (Chubby §2.4). It does not apply after Unlock or Session.Close. The default
+// is 0: guard the resource with the sequencer instead where that is possible.
+func LockDelay(d time.Duration) LockOption {
+	return LockOption{func(o *lockOptions) {
+		o.delay = d
+		if d < 0 || d > lockDelayMax {
+			o.err = fmt.Errorf("%w: LockDelay %v: use 0 to %v", ErrBadOptions, d, lockDelayMax)
+		}
+	}}
+}
+
+// Lock is a lock that was granted. All methods are safe for concurrent use.
+//
+// Its Context is advice: it ends, by this process's clock, before the cell may grant the lock to another, but a process
+// that is paused between looking at it and acting learns too late. Only the sequencer, checked by the resource that the
+// lock protects, covers that. Send it with each request.
+type Lock struct {
+	session    *Session
+	path       string
+	mode       Mode
+	generation uint64
+	seq        uint64 // of the Lock command: with the session, the owner
+	done       chan struct{}
+
+	// Guarded by session.mu.
+	ctx    lockContext
+	cancel context.CancelCauseFunc
+	err    error // not nil once the lock is gone for good
+}
+
+// lockWaiter is a Lock call that waits for its grant.
+type lockWaiter struct {
+	path    string
+	granted chan uint64 // cap 1; the generation, or 0: the wait ended without a grant
+}
+
+// Lock waits until the default session holds the lock at path exclusively. See [Session.Lock].
+func (c *Client) Lock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return c.lock(ctx, "lock", path, lockRequest{mode: Exclusive}, opts)
+}
+
+// RLock waits until the default session holds the lock at path shared. See [Session.Lock].
+func (c *Client) RLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return c.lock(ctx, "rlock", path, lockRequest{mode: Shared}, opts)
+}
+
+// TryLock is Lock that does not wait: it returns ErrLockHeld when the lock is held, awaited or delayed.
+func (c *Client) TryLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return c.lock(ctx, "trylock", path, lockRequest{mode: Exclusive, try: true}, opts)
+}
+
+// TryRLock is RLock that does not wait: it returns ErrLockHeld when the lock is held exclusively, delayed, or when
+// another waits for it.
+func (c *Client) TryRLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return c.lock(ctx, "tryrlock", path, lockRequest{mode: Shared, try: true}, opts)
+}
+
+// WithLock calls fn with the lock at path held exclusively by the default session, and unlocks it. See
+// [Session.WithLock].
+func (c *Client) WithLock(ctx context.Context, path string, fn func(ctx context.Context, l *Lock) error, opts ...LockOption) error {
+	l, err := c.Lock(ctx, path, opts...)
+	if err != nil {
+		return err
+	}
+	return l.with(ctx, fn)
+}
+
+// Lock waits until the session holds the lock at path exclusively, ctx ends, or the session is lost. Waiting calls are
+// served in the order in which the cell received them. Nothing is re-entrant: each call is an owner of its own, so two
+// calls of one session exclude each other.
+//
+// The lock needs no entry at path, and makes none. Its handle carries the sequencer of this grant.
+//
+// Lock returns ErrBadPath, ErrBadOptions, ErrSessionExpired, ErrOverloaded, ErrClosed, or the error of ctx. Whenever it
+// returns an error the caller does not hold the lock: a waiter left behind is withdrawn.
+func (s *Session) Lock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return s.lockPath(ctx, "lock", path, lockRequest{mode: Exclusive}, opts)
+}
+
+// RLock is Lock for shared holding: any number of shared holders, and no exclusive one. A shared caller does not
+// overtake an exclusive one that waits.
+func (s *Session) RLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return s.lockPath(ctx, "rlock", path, lockRequest{mode: Shared}, opts)
+}
+
+// TryLock is Lock that does not wait: it returns ErrLockHeld when the lock is held, awaited or delayed.
+func (s *Session) TryLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return s.lockPath(ctx, "trylock", path, lockRequest{mode: Exclusive, try: true}, opts)
+}
+
+// TryRLock is RLock that does not wait: it returns ErrLockHeld when the lock is held exclusively, delayed, or when
+// another waits for it.
+func (s *Session) TryRLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
+	return s.lockPath(ctx, "tryrlock", path, lockRequest{mode: Shared, try: true}, opts)
+}
+
+// WithLock calls fn while the lock at path is held exclusively, with a context that ends when the lock's does or when
+// ctx does, waits for it, and unlocks. It returns fn's error; or, if fn returned nil, ErrLockLost when the lock was lost
+// meanwhile, and Unlock's error otherwise.
+func (s *Session) WithLock(ctx context.Context, path string, fn func(ctx context.Context, l *Lock) error, opts ...LockOption) error {
+	l, err := s.Lock(ctx, path, opts...)
+	if err != nil {
+		return err
+	}
+	return l.with(ctx, fn)
+}
+
+func (l *Lock) with(ctx context.Context, fn func(context.Context, *Lock) error) error {
+	held := l.Context()
+	inner, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
+	defer func() { // also when fn panics
+		stop()
+		cancel(nil)
+	}()
+	err := func() error {
+		defer func() {
+			if r := recover(); r != nil {
+				_ = l.Unlock(context.WithoutCancel(ctx))
+				panic(r)
+			}
+		}()
+		return fn(inner, l)
+	}()
+	lost := held.Err() != nil
+	// ctx may have ended, which must not keep the next holder waiting for our lease: Unlock goes on by itself.
+	unlockErr := l.Unlock(ctx)
+	switch {
+	case err != nil:
+		return err
+	case lost:
+		return &Error{Op: "lock", Path: l.path, Err: ErrLockLost}
+	}
+	return unlockErr
+}
+
+// lockRequest is what tells one kind of Lock call from another.
+type lockRequest struct {
+	mode    Mode
+	try     bool
+	publish bool // Campaign: value goes to the file at path in the entry of the grant
+	value   []byte
+}
+
+// lock is a Lock call on the default session. A session that had ended before it could do anything is replaced.
+func (c *Client) lock(ctx context.Context, op, path string, q lockRequest, opts []LockOption) (*Lock, error) {
+	for {
+		s, err := c.session(ctx)
+		if err != nil {
+			return nil, &Error{Op: op, Path: path, Err: err}
+		}
+		l, err := s.lockPath(ctx, op, path, q, opts)
+		if err == nil || !retired(err) || ctx.Err() != nil {
+			return l, err
+		}
+	}
+}
+
+func (s *Session) lockPath(ctx context.Context, op, path string, q lockRequest, opts []LockOption) (*Lock, error) {
+	l, err := s.acquire(ctx, path, q, opts)
+	if err != nil {
+		return nil, &Error{Op: op, Path: path, Err: err}
+	}
+	return l, nil
+}
+
+func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts []LockOption) (*Lock, error) {
+	c := s.client
+	path, err := c.entryPath(path)
+	if err != nil {
+		return nil, err
+	}
+	var o lockOptions
+	for _, opt := range opts {
+		if opt.set != nil {
+			opt.set(&o)
+		}
+	}
+	if o.err != nil {
+		return nil, o.err
+	}
+	t, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer t.end()
+	// The waiter is known before the command leaves, because the grant may come before the answer.
+	me, w := owner{uint64(s.id), t.seq}, &lockWaiter{path: path, granted: make(chan uint64, 1)}
+	c.await(me, w)
+	defer c.forget(me)
+	cmd := command.Command{
+		Kind: command.KindLock, Path: path, Mode: q.mode, Try: q.try, HasData: q.publish, Data: q.value,
+		Delay: uint64(o.delay / time.Millisecond),
+	}
+	var generation uint64
+	for generation == 0 {
+		r, err := s.send(ctx, t, &cmd, false)
+		if err != nil {
+			if !errors.Is(err, ErrUncertain) {
+				return nil, err
+			}
+			s.withdraw(path, t.seq)
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, certain(err)
+		}
+		if r.Code != command.OK {
+			return nil, codeError(r.Code)
+		}
+		if generation = r.Generation; !r.Queued {
+			break
+		}
+		select {
+		case generation = <-w.granted: // 0: a further copy of the command is told why there will be no grant
+		case <-ctx.Done():
+			s.withdraw(path, t.seq)
+			return nil, ctx.Err()
+		case <-s.done:
+			return nil, c.node.lostCause()
+		case <-c.node.stopping:
+			return nil, c.node.stopCause()
+		}
+	}
+	return s.hold(ctx, &Lock{session: s, path: path, mode: q.mode, generation: generation, seq: t.seq, done: make(chan struct{})})
+}
+
+// hold makes the handle of a granted lock live. A session in jeopardy cannot vouch for it, so the call waits until the
+// session is saved or gone.
+func (s *Session) hold(ctx context.Context, l *Lock) (*Lock, error) {
+	for {
+		s.check(s.client.node.clock.Boot())
+		s.mu.Lock()
+		state, changed := s.mu.state, s.mu.changed
+		if state == SessionActive {
+			l.renew()
+			s.mu.locks[l] = struct{}{}
+			s.mu.Unlock()
+			return l, nil
+		}
+		s.mu.Unlock()
+		if state == SessionExpired {
+			return nil, s.client.node.lostCause()
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			s.withdraw(l.path, l.seq)
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// withdraw takes back what a Lock call asked for, in the background, for as long as the session lives: the waiter leaves
+// the queue, what was granted is released, and a copy of the call that is still on its way does nothing.
+func (s *Session) withdraw(path string, seq uint64) {
+	s.persist(&command.Command{Kind: command.KindCancelLock, Path: path, LockSeq: seq})
+}
+
+// persist brings a command that frees something into the log, in the background, while the session lives.
+func (s *Session) persist(c *command.Command) {
+	n := s.client.node
+	n.spawn(func() { // if it cannot, the node is stopping and the session with it
+		if _, err := s.do(n.ctx, c, true); err != nil {
+			n.log.Debug("lock not given back; its session's end will", "path", c.Path, "err", err)
+		}
+	})
+}
+
+// Path returns the lock's path in the form "/a/b".
+func (l *Lock) Path() string { return l.path }
+
+// Mode returns how the lock is held.
+func (l *Lock) Mode() Mode { return l.mode }
+
+// Sequencer returns the proof of this grant. It stays what it is after the lock is lost; who checks it will know.
+func (l *Lock) Sequencer() Sequencer {
+	n := l.session.client.node
+	return Sequencer{Cell: n.opts.Cell, Epoch: n.epoch(), Path: l.path, Mode: l.mode, Generation: l.generation}
+}
+
+// Context returns a context that ends before the cell may grant the lock to another: with cause ErrLockLost when the
+// session's lease runs out unrenewed, ErrSessionExpired when the session ended, ErrNotHeld after Unlock. Its Err looks
+// at the clock when asked. A context that has ended stays so; if the session was saved within its grace period the lock
+// is still held, and a new call of Context gives a live one.
+func (l *Lock) Context() context.Context {
+	s := l.session
+	s.check(s.client.node.clock.Boot())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.err == nil && s.mu.state == SessionActive && l.ctx.Context.Err() != nil {
+		l.renew()
+	}
+	return l.ctx
+}
+
+// renew gives the lock a live context. Called with session.mu held.
+func (l *Lock) renew() {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	l.ctx, l.cancel = lockContext{ctx, l.session}, cancel
+}
+
+// lockContext is a context that asks the clock before it says that it is alive: the timer that ends it runs late in a
+// process that was suspended.
+type lockContext struct {
+	context.Context
+	session *Session
+}
+
+func (c lockContext) Err() error {
+	if c.Context.Err() == nil {
+		c.session.check(c.session.client.node.clock.Boot())
+	}
+	return c.Context.Err()
+}
+
+// Done returns a channel that is closed when the lock is gone for good; Context may have ended a grace period earlier.
+func (l *Lock) Done() <-chan struct{} { return l.done }
+
+// Err returns nil while the lock may still be held, and after Done is closed why it is gone: ErrNotHeld after Unlock,
+// ErrSessionExpired, or ErrClosed.
+func (l *Lock) Err() error {
+	s := l.session
+	s.check(s.client.node.clock.Boot())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return l.err
+}
+
+// endLocked makes the lock gone for good. Called with session.mu held.
+func (l *Lock) endLocked(why error) {
+	if l.err != nil {
+		return
+	}
+	l.err = why
+	l.cancel(why)
+	close(l.done)
+	delete(l.session.mu.locks, l)
+}
+
+// Unlock releases the lock. Its Context and Done end first. It names this grant, so it never frees a later holder's.
+//
+// It returns ErrNotHeld if the lock was gone before. If ctx ends before the cell has answered it returns ErrUncertain,
+// and unlocking goes on in the background while the session lives.
+func (l *Lock) Unlock(ctx context.Context) error {
+	if err := l.unlock(ctx); err != nil {
+		return &Error{Op: "unlock", Path: l.path, Err: err}
+	}
+	return nil
+}
+
+func (l *Lock) unlock(ctx context.Context) error {
+	s := l.session
+	s.mu.Lock()
+	gone := l.err != nil
+	l.endLocked(ErrNotHeld)
+	s.mu.Unlock()
+	if gone {
+		return ErrNotHeld
+	}
+	c := command.Command{Kind: command.KindUnlock, Path: l.path, Generation: l.generation, LockSeq: l.seq}
+	r, err := s.do(ctx, &c, true)
+	if err != nil {
+		if ctx.Err() != nil {
+			s.persist(&c) // names the grant, so that doing it twice is doing it once
+			if !errors.Is(err, ErrUncertain) {
+				err = fmt.Errorf("%w: %w", ErrUncertain, err)
+			}
+		}
+		return err
+	}
+	if r.Code != command.OK {
+		return codeError(r.Code)
+	}
+	return nil
+}
+
+// LockHolder is one holder of a lock.
+type LockHolder struct {
+	Session SessionID
+	Name    string // the session's
+	Since   uint64 // revision of the grant to this holder
+}
+
+// LockInfo says how a lock stands.
+type LockInfo struct {
+	Path       string
+	Mode       Mode         // of its holders; 0 when there are none
+	Generation uint64       // of the grant; 0 when there are no holders
+	Holders    []LockHolder // empty: nobody holds it
+	Waiters    int          // calls in the queue
+	Delayed    bool         // shut by a lost holder's LockDelay
+}
+
+// LockInfo tells how the lock at path stands. It is linearizable. A lock that nobody holds is no error.
+func (c *Client) LockInfo(ctx context.Context, path string) (LockInfo, error) {
+	p, root, err := c.readAt(ctx, path)
+	if err != nil {
+		return LockInfo{}, &Error{Op: "lock info", Path: path, Err: err}
+	}
+	return lockInfo(root, p), nil
+}
+
+func lockInfo(root *state.State, path string) LockInfo {
+	v := root.Lock(path)
+	info := LockInfo{Path: path, Mode: v.Mode, Generation: v.Generation, Waiters: v.Waiters, Delayed: v.Delayed}
+	for _, h := range v.Holders {
+		info.Holders = append(info.Holders, LockHolder{SessionID(h.Session), h.Name, h.Since})
+	}
+	if len(info.Holders) == 0 {
+		info.Mode, info.Generation = 0, 0
+	}
+	return info
+}
+
+// CheckSequencer returns nil if the lock is held under s at this moment, and ErrStaleSequencer if not. It is
+// linearizable; what it says may be over by the time its caller acts on it, which is why a resource that can remember
+// the newest sequencer it saw should use fence.Guard instead, and a write to the cell IfHolds.
+func (c *Client) CheckSequencer(ctx context.Context, s Sequencer) error {
+	root, err := c.node.read(ctx)
+	if err == nil && !root.Holds(s) {
+		err = ErrStaleSequencer
+	}
+	if err != nil {
+		return &Error{Op: "check sequencer", Path: s.Path, Err: err}
+	}
+	return nil
+}
+
+// await, forget and granted keep the Client's waiters.
+func (c *Client) await(o owner, w *lockWaiter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mu.waiters[o] = w
+}
+
+func (c *Client) forget(o owner) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.mu.waiters, o)
+}
+
+func (c *Client) granted(o owner, generation uint64) {
+	c.mu.Lock()
+	w := c.mu.waiters[o]
+	c.mu.Unlock()
+	if w == nil {
+		return
+	}
+	select {
+	case w.granted <- generation:
+	default: // told before
+	}
+}
+
+// certain takes ErrUncertain off an error whose doubt the library has taken upon itself.
+func certain(err error) error {
+	for _, cause := range []error{ErrSessionExpired, ErrClosed, ErrRemoved, ErrCorrupt} {
+		if errors.Is(err, cause) {
+			return cause
+		}
+	}
+	return ErrNoQuorum
+}

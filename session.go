@@ -1,0 +1,354 @@
+package chubby
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/chubbygo/chubby/internal/command"
+)
+
+// SessionID names a session in its cell. It is never used again.
+type SessionID uint64
+
+// SessionState says how a session stands with the cell.
+type SessionState int
+
+const (
+	// SessionActive means that the session's lease is valid by its holder's own clock.
+	SessionActive SessionState = iota + 1
+	// SessionJeopardy means that the lease ran out: the cell may have ended the session, or may still answer within the
+	// grace period (Chubby §2.9). Locks must not be relied on.
+	SessionJeopardy
+	// SessionExpired means that the session is gone, with its locks and ephemeral entries.
+	SessionExpired
+)
+
+func (s SessionState) String() string {
+	switch s {
+	case SessionActive:
+		return "active"
+	case SessionJeopardy:
+		return "jeopardy"
+	case SessionExpired:
+		return "expired"
+	}
+	return fmt.Sprintf("SessionState(%d)", int(s))
+}
+
+// SessionOptions says what session NewSession opens. Zero fields take the node's options.
+type SessionOptions struct {
+	Name  string        // for people, shown by LockInfo; at most 255 bytes of printable UTF-8
+	Lease time.Duration // as Options.SessionLease
+	Grace time.Duration // as Options.GracePeriod; negative means none
+}
+
+// Session is a standing with the cell that holds locks and ephemeral entries while its lease is renewed (Chubby §2.8).
+// The Client renews it; when that fails for the length of the lease the session is in jeopardy, and after the grace
+// period, or when the cell says so, it has expired. All methods are safe for concurrent use.
+type Session struct {
+	client       *Client
+	id           SessionID
+	name         string
+	lease, grace time.Duration
+	window       window
+	done         chan struct{} // closed when the session has expired or was closed
+
+	mu struct {
+		sync.Mutex
+		state      SessionState
+		validUntil time.Duration // Clock.Boot; what the cell promised, counted from when we asked
+		err        error
+		locks      map[*Lock]struct{}
+		changed    chan struct{} // closed and replaced when state changes
+	}
+}
+
+// NewSession opens a session of its own. It returns ErrBadOptions, ErrOverloaded when the cell has too many, ErrClosed,
+// or the error of ctx; a session that was opened without our learning of it ends with its lease.
+func (c *Client) NewSession(ctx context.Context, o SessionOptions) (*Session, error) {
+	s, err := c.openSession(ctx, o)
+	if err != nil {
+		return nil, &Error{Op: "open session", Path: o.Name, Err: err}
+	}
+	return s, nil
+}
+
+func (c *Client) openSession(ctx context.Context, o SessionOptions) (*Session, error) {
+	n := c.node
+	setDefault(&o.Lease, n.opts.SessionLease)
+	setDefault(&o.Grace, n.opts.GracePeriod)
+	o.Grace = max(o.Grace, 0)
+	if o.Name != "" {
+		if err := checkName(o.Name); err != nil {
+			return nil, fmt.Errorf("%w: SessionOptions.Name: %v", ErrBadOptions, err)
+		}
+	}
+	if err := checkLease("SessionOptions.Lease", o.Lease, o.Grace, n.opts.HeartbeatTimeout); err != nil {
+		return nil, err
+	}
+	slot, err := n.slot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cmd := command.Command{
+		Kind: command.KindOpenSession, Slot: slot, Name: o.Name, Node: string(n.server),
+		Lease: uint64(o.Lease / time.Millisecond), Grace: uint64(o.Grace / time.Millisecond),
+	}
+	rand.Read(cmd.Nonce[:])
+	for {
+		id, err := n.ids.next(slot)
+		if err != nil {
+			return nil, err
+		}
+		cmd.Session = id
+		// The lease counts from the first sending of this id: every copy of the command asks for the same promise.
+		sent := n.clock.Boot()
+		r, err := n.propose(ctx, command.Append(nil, &cmd), false, nil)
+		if err != nil {
+			return nil, err
+		}
+		if r.Code == command.SessionRefused {
+			n.ids.raise(r.Floor) // ids up to there were used, by this clock before it went back or by a former run
+			continue
+		}
+		if r.Code != command.OK {
+			return nil, codeError(r.Code)
+		}
+		c.saw(r.Revision)
+		s := &Session{client: c, id: SessionID(id), name: o.Name, lease: o.Lease, grace: o.Grace, done: make(chan struct{})}
+		s.window.init()
+		s.mu.state = SessionActive
+		s.mu.validUntil = sent + o.Lease
+		s.mu.locks = make(map[*Lock]struct{})
+		s.mu.changed = make(chan struct{})
+		if err := c.keep(s); err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
+}
+
+// ID returns the session's id.
+func (s *Session) ID() SessionID { return s.id }
+
+// State returns how the session stands now, by its holder's own clock.
+func (s *Session) State() SessionState {
+	s.check(s.client.node.clock.Boot())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.state
+}
+
+// States yields the present state and then each new one until SessionExpired, which it yields too, or until ctx ends.
+// A slow loop sees the latest state at each turn, not each one that was.
+func (s *Session) States(ctx context.Context) iter.Seq[SessionState] {
+	return func(yield func(SessionState) bool) {
+		last := SessionState(0)
+		for {
+			s.mu.Lock()
+			state, changed := s.mu.state, s.mu.changed
+			s.mu.Unlock()
+			if state != last && !yield(state) || state == SessionExpired {
+				return
+			}
+			last = state
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// Done returns a channel that is closed when the session has expired or was closed.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Err returns nil until Done is closed, then ErrSessionExpired, or ErrClosed after Close.
+func (s *Session) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.err
+}
+
+// Close ends the session: the contexts of its locks end first, then the cell frees its locks without lock-delay and
+// removes its ephemeral entries. If ctx ends before the cell answered, the error is ErrUncertain and the session ends
+// with its lease at the latest. Closing twice is allowed.
+func (s *Session) Close(ctx context.Context) error {
+	if !s.end(ErrClosed) {
+		return nil
+	}
+	_, err := s.client.node.propose(ctx, command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id)}), true, nil)
+	if err != nil {
+		return &Error{Op: "close session", Path: s.name, Err: err}
+	}
+	return nil
+}
+
+// do sends a command of this session and waits for the state machine's answer.
+func (s *Session) do(ctx context.Context, c *command.Command, urgent bool) (command.Result, error) {
+	t, err := s.begin(ctx)
+	if err != nil {
+		return command.Result{}, err
+	}
+	defer t.end()
+	return s.send(ctx, t, c, urgent)
+}
+
+// send is do for a ticket that the caller has and ends.
+func (s *Session) send(ctx context.Context, t ticket, c *command.Command, urgent bool) (command.Result, error) {
+	c.Session, c.Seq, c.AckedBelow = uint64(s.id), t.seq, t.ackedBelow
+	r, err := s.client.node.propose(ctx, command.Append(nil, c), urgent, s.done)
+	if err != nil {
+		return r, err
+	}
+	s.client.saw(r.Revision)
+	if r.Code == command.SessionExpired {
+		s.end(ErrSessionExpired)
+	}
+	return r, nil
+}
+
+// begin takes the next sequence number.
+func (s *Session) begin(ctx context.Context) (ticket, error) {
+	select {
+	case <-s.done:
+		return ticket{}, s.client.node.lostCause()
+	default:
+	}
+	t, err := s.window.begin(ctx, s.done)
+	if errors.Is(err, ErrSessionExpired) {
+		err = s.client.node.lostCause()
+	}
+	return t, err
+}
+
+// extend notes that the cell promised the session until then. It saves a session from jeopardy.
+func (s *Session) extend(until time.Duration) {
+	now := s.client.node.clock.Boot()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.state == SessionExpired {
+		return
+	}
+	s.mu.validUntil = max(s.mu.validUntil, until)
+	if s.mu.state == SessionJeopardy && now < s.mu.validUntil {
+		s.setState(SessionActive)
+	}
+}
+
+// check compares the clock with what was promised. Whoever depends on the session calls it at the moment of asking.
+func (s *Session) check(now time.Duration) {
+	s.mu.Lock()
+	if s.mu.state == SessionActive && now >= s.mu.validUntil {
+		s.setState(SessionJeopardy)
+		for l := range s.mu.locks {
+			l.cancel(ErrLockLost) // a context's cancel runs no code of users
+		}
+	}
+	over := s.mu.state == SessionJeopardy && now >= s.mu.validUntil+s.grace
+	s.mu.Unlock()
+	if over {
+		s.end(ErrSessionExpired)
+	}
+}
+
+// end makes the session expired for the reason given. It reports false if it was before.
+func (s *Session) end(why error) bool {
+	s.mu.Lock()
+	if s.mu.state == SessionExpired {
+		s.mu.Unlock()
+		return false
+	}
+	s.mu.err = why
+	s.setState(SessionExpired)
+	for l := range s.mu.locks {
+		l.endLocked(why)
+	}
+	close(s.done)
+	s.mu.Unlock()
+	s.client.drop(s)
+	return true
+}
+
+// setState is called with mu held.
+func (s *Session) setState(state SessionState) {
+	s.mu.state = state
+	close(s.mu.changed)
+	s.mu.changed = make(chan struct{})
+}
+
+// window gives out the sequence numbers of a session and knows below which all are answered.
+type window struct {
+	mu struct {
+		sync.Mutex
+		base uint64          // the lowest open number; everything below is answered or given up
+		next uint64          // the next to give out
+		open [windowMax]bool // by number modulo windowMax, for base <= number < next
+		free chan struct{}   // closed and replaced when base moves; nil = nobody waits
+	}
+}
+
+// windowMax bounds the commands of a session that are not answered yet; the state machine keeps as many answers.
+const windowMax = 1024
+
+// ticket is one open sequence number.
+type ticket struct {
+	window          *window
+	seq, ackedBelow uint64
+}
+
+func (w *window) init() { w.mu.base, w.mu.next = 1, 1 }
+
+// begin opens the next number. It waits while the window is full.
+func (w *window) begin(ctx context.Context, lost <-chan struct{}) (ticket, error) {
+	for {
+		w.mu.Lock()
+		if w.mu.next < w.mu.base+windowMax {
+			t := ticket{w, w.mu.next, w.mu.base}
+			w.mu.open[w.mu.next%windowMax] = true
+			w.mu.next++
+			w.mu.Unlock()
+			return t, nil
+		}
+		if w.mu.free == nil {
+			w.mu.free = make(chan struct{})
+		}
+		free := w.mu.free
+		w.mu.Unlock()
+		select {
+		case <-free:
+		case <-lost:
+			return ticket{}, ErrSessionExpired
+		case <-ctx.Done():
+			return ticket{}, fmt.Errorf("%d calls of this session wait for the cell: %w", windowMax, ctx.Err())
+		}
+	}
+}
+
+// end closes the number: its command is answered, or nobody will ask for it again.
+func (t ticket) end() {
+	w := t.window
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.mu.open[t.seq%windowMax] = false
+	moved := false
+	for w.mu.base < w.mu.next && !w.mu.open[w.mu.base%windowMax] {
+		w.mu.base++
+		moved = true
+	}
+	if moved && w.mu.free != nil {
+		close(w.mu.free)
+		w.mu.free = nil
+	}
+}
+
+// retired tells a caller's loop that the default session it used is gone and certainly did nothing.
+func retired(err error) bool {
+	return errors.Is(err, ErrSessionExpired) && !errors.Is(err, ErrUncertain)
+}
