@@ -136,6 +136,8 @@ func (n *Node) propose(ctx context.Context, raw []byte, urgent bool, lost <-chan
 				return fail(err)
 			}
 		} else {
+			inTime := lost
+		waiting:
 			select {
 			case <-p.wake:
 			case <-ctx.Done():
@@ -144,11 +146,12 @@ func (n *Node) propose(ctx context.Context, raw []byte, urgent bool, lost <-chan
 				}
 				offered++
 				return fail(ctx.Err())
-			case <-lost:
-				if !n.proposer.withdraw(p) {
-					offered++
+			case <-inTime:
+				if n.proposer.withdraw(p) {
+					return fail(n.lostCause())
 				}
-				return fail(n.lostCause())
+				inTime = nil // this attempt's outcome can still make certain what became of the command
+				goto waiting
 			case <-n.stopping:
 				if !n.proposer.withdraw(p) {
 					offered++

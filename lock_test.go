@@ -1,0 +1,437 @@
+package chubby_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/chubbygo/chubby"
+	"github.com/chubbygo/chubby/chubbytest"
+)
+
+func mustLock(t *testing.T, c interface {
+	Lock(context.Context, string, ...chubby.LockOption) (*chubby.Lock, error)
+}, path string, opts ...chubby.LockOption) *chubby.Lock {
+	t.Helper()
+	l, err := c.Lock(within(t, time.Minute), path, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func mustUnlock(t *testing.T, l *chubby.Lock) {
+	t.Helper()
+	if err := l.Unlock(within(t, time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLock(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		a, b := cell.Node(0), cell.Node(1)
+		l := mustLock(t, a, "/svc/primary")
+		if l.Path() != "/svc/primary" || l.Mode() != chubby.Exclusive || l.Context().Err() != nil || l.Err() != nil {
+			t.Fatalf("fresh lock: %q, %v, %v, %v", l.Path(), l.Mode(), l.Context().Err(), l.Err())
+		}
+		if err := b.CheckSequencer(t.Context(), l.Sequencer()); err != nil {
+			t.Errorf("CheckSequencer of a held lock: %v", err)
+		}
+		if _, err := b.TryLock(t.Context(), "svc/primary"); !errors.Is(err, chubby.ErrLockHeld) {
+			t.Errorf("TryLock of a held lock: %v", err)
+		}
+		if _, err := a.TryLock(t.Context(), "/ls/local/svc/primary"); !errors.Is(err, chubby.ErrLockHeld) {
+			t.Errorf("TryLock by the holder's own session: %v", err)
+		}
+		if _, err := a.Stat(t.Context(), "/svc/primary"); !errors.Is(err, chubby.ErrNotFound) {
+			t.Errorf("Stat of a lock without an entry: %v", err)
+		}
+		info, err := b.LockInfo(t.Context(), "/svc/primary")
+		if err != nil || len(info.Holders) != 1 || info.Holders[0].Name != "n0" || info.Generation != l.Sequencer().Generation {
+			t.Errorf("LockInfo = %+v, %v", info, err)
+		}
+
+		type grant struct {
+			lock *chubby.Lock
+			err  error
+		}
+		next := make(chan grant)
+		go func() {
+			l, err := b.Lock(context.Background(), "/svc/primary")
+			next <- grant{l, err}
+		}()
+		synctest.Wait()
+		ctx, released := l.Context(), time.Now()
+		mustUnlock(t, l)
+		if !errors.Is(context.Cause(ctx), chubby.ErrNotHeld) || !errors.Is(l.Err(), chubby.ErrNotHeld) {
+			t.Errorf("after Unlock: cause %v, Err %v", context.Cause(ctx), l.Err())
+		}
+		g := <-next
+		if g.err != nil {
+			t.Fatal(g.err)
+		}
+		if d := time.Since(released); d > 50*time.Millisecond {
+			t.Errorf("hand-over took %v", d)
+		}
+		if g.lock.Sequencer().Compare(l.Sequencer()) <= 0 {
+			t.Errorf("sequencer %v after %v", g.lock.Sequencer(), l.Sequencer())
+		}
+		if err := a.CheckSequencer(t.Context(), l.Sequencer()); !errors.Is(err, chubby.ErrStaleSequencer) {
+			t.Errorf("CheckSequencer of the former holder: %v", err)
+		}
+		if err := l.Unlock(t.Context()); !errors.Is(err, chubby.ErrNotHeld) {
+			t.Errorf("second Unlock: %v", err)
+		}
+		if _, err := a.Set(t.Context(), "/data", []byte("late"), chubby.IfHolds(l.Sequencer())); !errors.Is(err, chubby.ErrStaleSequencer) {
+			t.Errorf("fenced write of the former holder: %v", err)
+		}
+		if _, err := b.Set(t.Context(), "/data", []byte("fresh"), chubby.IfHolds(g.lock.Sequencer())); err != nil {
+			t.Errorf("fenced write of the holder: %v", err)
+		}
+		mustUnlock(t, g.lock)
+	})
+}
+
+// Waiting calls are served in order, across nodes, and a Lock call that was given up is not served.
+func TestLockQueue(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		l := mustLock(t, cell.Node(0), "/q")
+		var order []int
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for i := range 9 {
+			ctx, cancel := context.WithCancel(context.Background())
+			wg.Go(func() {
+				l, err := cell.Node(i%3).Lock(ctx, "/q")
+				if i%4 == 1 {
+					if !errors.Is(err, context.Canceled) || errors.Is(err, chubby.ErrUncertain) {
+						t.Errorf("given up: %v", err)
+					}
+					return
+				}
+				if err != nil {
+					t.Errorf("waiter %d: %v", i, err)
+					return
+				}
+				mu.Lock()
+				order = append(order, i)
+				mu.Unlock()
+				mustUnlock(t, l)
+			})
+			time.Sleep(10 * time.Millisecond)
+			if i%4 == 1 {
+				cancel()
+			} else {
+				t.Cleanup(cancel)
+			}
+		}
+		time.Sleep(time.Second)
+		if info, err := cell.Node(1).LockInfo(t.Context(), "/q"); err != nil || info.Waiters != 7 {
+			t.Errorf("LockInfo = %+v, %v, want 7 waiters", info, err)
+		}
+		mustUnlock(t, l)
+		wg.Wait()
+		if got, want := fmt.Sprint(order), "[0 2 3 4 6 7 8]"; got != want {
+			t.Errorf("served %v, want %v", got, want)
+		}
+	})
+}
+
+func TestSharedLocks(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		r1, err := cell.Node(0).RLock(t.Context(), "/s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r2, err := cell.Node(1).TryRLock(t.Context(), "/s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r1.Sequencer() != r2.Sequencer() {
+			t.Errorf("shared holders have sequencers %v and %v", r1.Sequencer(), r2.Sequencer())
+		}
+		var writer atomic.Pointer[chubby.Lock]
+		go func() {
+			l, err := cell.Node(2).Lock(context.Background(), "/s")
+			if err != nil {
+				t.Error(err)
+			}
+			writer.Store(l)
+		}()
+		time.Sleep(time.Second)
+		if _, err := cell.Node(1).TryRLock(t.Context(), "/s"); !errors.Is(err, chubby.ErrLockHeld) {
+			t.Errorf("TryRLock overtakes a waiting writer: %v", err)
+		}
+		mustUnlock(t, r1)
+		time.Sleep(time.Second)
+		if writer.Load() != nil {
+			t.Fatal("exclusive while a shared holder is left")
+		}
+		mustUnlock(t, r2)
+		time.Sleep(time.Second)
+		if writer.Load() == nil {
+			t.Fatal("the writer still waits")
+		}
+		mustUnlock(t, writer.Load())
+	})
+}
+
+// A Lock call whose ctx ends, whatever became of its command, leaves nothing behind.
+func TestLockGivenUp(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		cell.Leader()
+		for i := range 40 {
+			n := cell.Node(i % 3)
+			// From before the command leaves to after the grant.
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*5*time.Microsecond)
+			l, err := n.Lock(ctx, "/g")
+			cancel()
+			if err == nil {
+				mustUnlock(t, l)
+			} else if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, chubby.ErrUncertain) {
+				t.Fatalf("given up: %v", err)
+			}
+			mustUnlock(t, mustLock(t, cell.Node((i+1)%3), "/g"))
+		}
+		time.Sleep(time.Second)
+		if info, err := cell.Node(0).LockInfo(t.Context(), "/g"); err != nil || len(info.Holders) != 0 || info.Waiters != 0 {
+			t.Errorf("LockInfo = %+v, %v", info, err)
+		}
+	})
+}
+
+// A holder that is cut off knows, by its own clock, before the cell gives the lock to another.
+func TestLockLostByPartition(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		for range 4 {
+			leader := cell.Index(cell.Leader())
+			for _, holder := range []int{leader, others(3, leader)[0]} {
+				l := mustLock(t, cell.Node(holder), "/p")
+				ctx := l.Context()
+				rest := others(3, holder)
+				cell.Partition([]int{holder}, rest)
+				next := mustLock(t, cell.Node(rest[0]), "/p")
+				select {
+				case <-ctx.Done():
+				default:
+					t.Fatal("two live holders")
+				}
+				if !errors.Is(context.Cause(ctx), chubby.ErrLockLost) {
+					t.Errorf("cause %v", context.Cause(ctx))
+				}
+				cell.Heal()
+				select {
+				case <-l.Done():
+				case <-time.After(2 * time.Minute):
+					t.Fatal("the old holder never learns that the lock is gone")
+				}
+				if !errors.Is(l.Err(), chubby.ErrSessionExpired) {
+					t.Errorf("Err = %v", l.Err())
+				}
+				mustUnlock(t, next)
+			}
+		}
+	})
+}
+
+// A frozen holder believes in its lock; the fence does not.
+func TestFrozenHolder(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		l := mustLock(t, cell.Node(0), "/f")
+		cell.Pause(0)
+		next := mustLock(t, cell.Node(1), "/f")
+		if l.Context().Err() != nil {
+			t.Error("its clock stands with it, so it cannot know")
+		}
+		if err := cell.Node(1).CheckSequencer(t.Context(), l.Sequencer()); !errors.Is(err, chubby.ErrStaleSequencer) {
+			t.Errorf("CheckSequencer: %v", err)
+		}
+		cell.Resume(0)
+		_, err := cell.Node(0).Set(t.Context(), "/data", nil, chubby.IfHolds(l.Sequencer()))
+		if !errors.Is(err, chubby.ErrStaleSequencer) {
+			t.Errorf("fenced write after the freeze: %v", err)
+		}
+		mustUnlock(t, next)
+	})
+}
+
+// A session outlives changes of the cell leader, and its locks with it.
+func TestFailoverLosesNoLock(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		for range 5 {
+			leader := cell.Index(cell.Leader())
+			holder := others(3, leader)[1]
+			l := mustLock(t, cell.Node(holder), "/l")
+			ctx := l.Context()
+			cell.Crash(leader)
+			time.Sleep(30 * time.Second)
+			if ctx.Err() != nil || l.Err() != nil {
+				t.Fatalf("lost: %v, %v", context.Cause(ctx), l.Err())
+			}
+			if err := cell.Node(holder).CheckSequencer(t.Context(), l.Sequencer()); err != nil {
+				t.Fatal(err)
+			}
+			mustUnlock(t, l)
+			cell.Restart(leader)
+		}
+	})
+}
+
+// Jeopardy ends the context for good; a session saved in its grace period still has the lock, with a new context.
+func TestJeopardy(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		s, err := cell.Node(0).NewSession(t.Context(), chubby.SessionOptions{Name: "worker"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var states []chubby.SessionState
+		go func() {
+			for st := range s.States(context.Background()) {
+				states = append(states, st)
+			}
+		}()
+		l := mustLock(t, s, "/j")
+		ctx := l.Context()
+		cell.Partition([]int{0}, []int{1}, []int{2}) // nobody can expire anything
+		time.Sleep(15 * time.Second)
+		if s.State() != chubby.SessionJeopardy || ctx.Err() == nil || l.Err() != nil {
+			t.Fatalf("in jeopardy: %v, %v, %v", s.State(), ctx.Err(), l.Err())
+		}
+		cell.Heal()
+		time.Sleep(5 * time.Second)
+		if s.State() != chubby.SessionActive || ctx.Err() == nil || l.Context().Err() != nil {
+			t.Fatalf("saved: %v, old context %v, new context %v", s.State(), ctx.Err(), l.Context().Err())
+		}
+		if err := cell.Node(1).CheckSequencer(t.Context(), l.Sequencer()); err != nil {
+			t.Fatalf("the lock of a saved session: %v", err)
+		}
+		cell.Partition([]int{0}, []int{1}, []int{2})
+		time.Sleep(12*time.Second + 45*time.Second + time.Second)
+		if !errors.Is(s.Err(), chubby.ErrSessionExpired) || !errors.Is(l.Err(), chubby.ErrSessionExpired) {
+			t.Errorf("after the grace period: %v, %v", s.Err(), l.Err())
+		}
+		cell.Heal()
+		if _, err := s.Lock(t.Context(), "/other"); !errors.Is(err, chubby.ErrSessionExpired) {
+			t.Errorf("Lock in an expired session: %v", err)
+		}
+		synctest.Wait()
+		if got, want := fmt.Sprint(states), "[active jeopardy active jeopardy expired]"; got != want {
+			t.Errorf("states %v, want %v", got, want)
+		}
+	})
+}
+
+func TestLockDelay(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		l := mustLock(t, cell.Node(0), "/d", chubby.LockDelay(time.Minute))
+		mustUnlock(t, l)
+		start := time.Now()
+		mustUnlock(t, mustLock(t, cell.Node(1), "/d"))
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("delay after Unlock: %v", d)
+		}
+		mustLock(t, cell.Node(0), "/d", chubby.LockDelay(30*time.Second))
+		cell.Crash(0)
+		start = time.Now()
+		time.Sleep(20 * time.Second)
+		if info, err := cell.Node(1).LockInfo(t.Context(), "/d"); err != nil || !info.Delayed || len(info.Holders) != 0 {
+			t.Errorf("LockInfo = %+v, %v", info, err)
+		}
+		if _, err := cell.Node(1).TryLock(t.Context(), "/d"); !errors.Is(err, chubby.ErrLockHeld) {
+			t.Errorf("TryLock of a delayed lock: %v", err)
+		}
+		next := mustLock(t, cell.Node(2), "/d")
+		if d := time.Since(start); d < 30*time.Second+10*time.Second {
+			t.Errorf("granted %v after the crash: lease and delay are at least 40s", d)
+		}
+		mustUnlock(t, next)
+		if _, err := cell.Node(1).Lock(t.Context(), "/d", chubby.LockDelay(61*time.Second)); !errors.Is(err, chubby.ErrBadOptions) {
+			t.Errorf("LockDelay of 61s: %v", err)
+		}
+	})
+}
+
+func TestWithLock(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		boom := errors.New("boom")
+		if err := cell.Node(0).WithLock(t.Context(), "/w", func(context.Context, *chubby.Lock) error { return boom }); err != boom {
+			t.Errorf("fn's error comes as %v", err)
+		}
+		err := cell.Node(0).WithLock(t.Context(), "/w", func(ctx context.Context, l *chubby.Lock) error {
+			cell.Partition([]int{0}, []int{1, 2})
+			<-ctx.Done()
+			cell.Heal()
+			return nil
+		})
+		if !errors.Is(err, chubby.ErrLockLost) {
+			t.Errorf("lost meanwhile: %v", err)
+		}
+		mustUnlock(t, mustLock(t, cell.Node(1), "/w"))
+	})
+}
+
+func TestElection(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		if _, err := cell.Node(0).Leader(t.Context(), "/e"); !errors.Is(err, chubby.ErrNoLeader) {
+			t.Errorf("Leader of nobody: %v", err)
+		}
+		first, err := cell.Node(0).Campaign(t.Context(), "/e", []byte("zero"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		won := make(chan *chubby.Leadership)
+		go func() {
+			l, err := cell.Node(1).Campaign(context.Background(), "/e", []byte("one"))
+			if err != nil {
+				t.Error(err)
+			}
+			won <- l
+		}()
+		time.Sleep(time.Second)
+		if info, err := cell.Node(2).Leader(t.Context(), "/e"); err != nil || string(info.Value) != "zero" || info.Name != "n0" {
+			t.Errorf("Leader = %+v, %v", info, err)
+		}
+		if err := first.Publish(t.Context(), []byte("zero, again")); err != nil {
+			t.Error(err)
+		}
+		wantGet(t, cell.Node(2), "/e", "zero, again")
+		cell.Crash(0)
+		second := <-won
+		if second.Sequencer().Compare(first.Sequencer()) <= 0 {
+			t.Errorf("sequencers %v, then %v", first.Sequencer(), second.Sequencer())
+		}
+		wantGet(t, cell.Node(2), "/e", "one")
+		if err := second.Resign(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := second.Publish(t.Context(), []byte("too late")); !errors.Is(err, chubby.ErrStaleSequencer) {
+			t.Errorf("Publish after Resign: %v", err)
+		}
+		if _, err := cell.Node(2).Leader(t.Context(), "/e"); !errors.Is(err, chubby.ErrNoLeader) {
+			t.Errorf("Leader after Resign: %v", err)
+		}
+		wantGet(t, cell.Node(2), "/e", "one")
+	})
+}
+
+// An idle session costs no log entry.
+func TestKeepAliveIsNotInTheLog(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		l := mustLock(t, cell.Node(0), "/idle")
+		time.Sleep(time.Second)
+		before := cell.Node(1).Status().CommitIndex
+		time.Sleep(time.Hour)
+		if after := cell.Node(1).Status().CommitIndex; after != before {
+			t.Errorf("an idle hour took %d log entries", after-before)
+		}
+		if l.Context().Err() != nil {
+			t.Error("and lost the lock")
+		}
+		mustUnlock(t, l)
+	})
+}
