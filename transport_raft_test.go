@@ -27,7 +27,7 @@ func TestCellOverTransport(t *testing.T) {
 		if l.r.State() == raft.Leader {
 			t.Errorf("isolated leader did not step down")
 		}
-		time.Sleep(30 * time.Second)
+		time.Sleep(15 * time.Second)
 		net.Heal()
 		healed := time.Now()
 		c.settle("one\ntwo")
