@@ -109,7 +109,7 @@ func TestAppendToDeadPeerWaits(t *testing.T) {
 		in   time.Duration // at most
 	}{
 		{"next term", func(a *transport, _ *fakeRaft) { a.leaderTerm(4) }, errTermOver, 0},
-		{"leads no more", func(a *transport, _ *fakeRaft) { a.leaderTerm(0) }, errTermOver, 0},
+		{"leads no more", func(a *transport, _ *fakeRaft) { a.endReign(3) }, errTermOver, 0},
 		{"removed", func(a *transport, _ *fakeRaft) { a.setPeers(nil) }, errNotMember, 0},
 		{"closed", func(a *transport, _ *fakeRaft) { _ = a.Close() }, ErrClosed, 0},
 		{"raft stepped down", func(_ *transport, v *fakeRaft) { v.set(raft.Follower, 3, "") }, errTermOver, testHeartbeat},

@@ -1,0 +1,10 @@
+module github.com/chubbygo/chubby/bench/maps
+
+go 1.25.0
+
+require (
+	github.com/hashicorp/go-immutable-radix/v2 v2.1.0
+	github.com/tidwall/btree v1.8.2
+)
+
+require github.com/hashicorp/golang-lru/v2 v2.0.0 // indirect
