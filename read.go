@@ -256,10 +256,10 @@ func (n *Node) age() (time.Duration, error) {
 	return max(n.clock.Boot()-time.Duration(n.freshness.at.Load()), 0), nil
 }
 
-// refresh keeps Age small, and a follower caught up, when nobody reads: one question every half heartbeat.
+// refresh keeps Age small, and a follower caught up, when nobody reads: one question every heartbeat.
 func (n *Node) refresh() {
 	for {
-		t := time.NewTimer(n.opts.HeartbeatTimeout / 2)
+		t := time.NewTimer(n.opts.HeartbeatTimeout)
 		select {
 		case <-t.C:
 		case <-n.ctx.Done():
