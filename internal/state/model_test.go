@@ -1,0 +1,618 @@
+package state
+
+import (
+	"maps"
+	"math/big"
+	"slices"
+	"strings"
+
+	"github.com/OneOfOne/xxhash"
+
+	"github.com/chubbygo/chubby/fence"
+	"github.com/chubbygo/chubby/internal/command"
+)
+
+// model is the state machine once more, as stupid as possible: plain maps, one list of all owners in the order of their
+// commands, everything found by looking at everything, and a Txn on a copy of it all.
+type model struct {
+	revision uint64
+	changed  bool
+	files    map[string]modelFile
+	sessions map[uint64]*modelSession
+	floors   map[uint32]uint64
+	owners   []*modelOwner
+	locks    map[string]modelLock
+	nodes    []string
+}
+
+type modelFile struct {
+	data                                             string
+	instance, generation, lockGen, revision, session uint64
+	dir, ephemeral                                   bool
+}
+
+type modelSession struct {
+	nonce   [16]byte
+	opened  uint64
+	acked   uint64
+	answers map[uint64]command.Result
+}
+
+type modelOwner struct {
+	session, seq, ticket, delay uint64
+	path, data                  string
+	mode                        fence.Mode
+	publish, held               bool
+}
+
+type modelLock struct{ generation, delay uint64 }
+
+func newModel() *model {
+	return &model{
+		revision: 1, files: map[string]modelFile{"/": {instance: 1, revision: 1, dir: true}}, sessions: map[uint64]*modelSession{},
+		floors: map[uint32]uint64{}, locks: map[string]modelLock{},
+	}
+}
+
+func (m *model) now() uint64 { return m.revision + 1 }
+
+func (m *model) apply(term uint64, c *command.Command) command.Result {
+	m.changed = false
+	r, stored := m.answer(term, c)
+	if !stored {
+		r.Revision = m.revision
+		if m.changed {
+			r.Revision = m.now()
+		}
+		if s := m.sessions[c.Session]; s != nil && c.Seq > 0 && c.Kind >= command.KindSet && r.Code != command.WindowFull && r.Code != command.Old && !r.Queued && c.Seq >= s.acked {
+			s.answers[c.Seq] = r
+		}
+	}
+	if m.changed {
+		m.revision = m.now()
+	}
+	return r
+}
+
+// answer reports whether the result is one that was given before.
+func (m *model) answer(term uint64, c *command.Command) (r command.Result, stored bool) {
+	switch c.Kind {
+	case command.KindBarrier:
+		return r, false
+	case command.KindAssignSlot:
+		i := slices.Index(m.nodes, c.Node)
+		if i < 0 {
+			i = len(m.nodes)
+			m.nodes, m.changed = append(m.nodes, c.Node), true
+		}
+		return command.Result{Slot: uint32(i)}, false
+	case command.KindOpenSession:
+		if c.Session == 0 {
+			return command.Result{Code: command.BadCommand}, false
+		}
+		floor := m.floors[c.Slot]
+		switch s := m.sessions[c.Session]; {
+		case s != nil && s.nonce == c.Nonce:
+			return command.Result{Revision: s.opened}, true
+		case s != nil:
+			return command.Result{Code: command.SessionRefused, Floor: max(floor, c.Session)}, false
+		case c.Session <= floor:
+			return command.Result{Code: command.SessionRefused, Floor: floor}, false
+		}
+		m.floors[c.Slot] = c.Session
+		m.sessions[c.Session] = &modelSession{nonce: c.Nonce, opened: m.now(), answers: map[uint64]command.Result{}}
+		m.changed = true
+		return r, false
+	case command.KindCloseSession:
+		m.end([]uint64{c.Session}, false)
+		return r, false
+	case command.KindExpireSessions:
+		if c.Term != term {
+			return command.Result{Code: command.Void}, false
+		}
+		m.end(c.Sessions, true)
+		return r, false
+	case command.KindClearDelay:
+		l := m.locks[c.Path]
+		if c.Term != term || l.delay == 0 || l.generation != c.Generation || len(m.at(c.Path, true)) > 0 {
+			return command.Result{Code: command.Void}, false
+		}
+		delete(m.locks, c.Path)
+		m.changed = true
+		m.settle()
+		return r, false
+	}
+	if c.Session == 0 || c.Kind == command.KindUnlock && c.Seq == 0 {
+		return m.execute(term, c), false
+	}
+	s := m.sessions[c.Session]
+	if s == nil {
+		return command.Result{Code: command.SessionExpired}, false
+	}
+	if c.Seq == 0 {
+		return command.Result{Code: command.BadCommand}, false
+	}
+	s.acked = max(s.acked, c.AckedBelow)
+	maps.DeleteFunc(s.answers, func(seq uint64, _ command.Result) bool { return seq < s.acked })
+	for _, o := range m.owners {
+		if o.session == c.Session && o.seq == c.Seq && !o.held {
+			return command.Result{Revision: o.ticket, Queued: true}, true
+		}
+	}
+	if r, ok := s.answers[c.Seq]; ok {
+		return r, true
+	}
+	if c.Seq < s.acked {
+		return command.Result{Code: command.Old}, false
+	}
+	places, size := len(s.answers), 0
+	for _, o := range m.owners {
+		if o.session == c.Session && !o.held {
+			places++
+		}
+	}
+	for _, r := range s.answers {
+		size += len(command.AppendResult(nil, &r))
+	}
+	if places >= 1024 || size >= 64<<10 {
+		return command.Result{Code: command.WindowFull}, false
+	}
+	return m.execute(term, c), false
+}
+
+// valid says what a path looks like, in other words than canonical.
+func valid(path string) bool {
+	parts := strings.Split(path, "/")
+	return path == "/" || len(parts) > 1 && parts[0] == "" && !slices.Contains(parts[1:], "") && !strings.Contains(path, "\x00") && len(path) <= 4096
+}
+
+func (m *model) execute(term uint64, c *command.Command) command.Result {
+	bad := command.Result{Code: command.BadCommand}
+	if c.Kind == command.KindTxn {
+		return m.txn(c)
+	}
+	if c.Path == "/" || !valid(c.Path) {
+		return bad
+	}
+	switch c.Kind {
+	case command.KindSet, command.KindDelete:
+		for _, cond := range c.Conds {
+			if code := m.cond(cond, c.Path); code != command.OK {
+				return command.Result{Code: code}
+			}
+		}
+		op := command.Op{Kind: command.OpSet, Path: c.Path, Data: c.Data}
+		if c.Kind == command.KindDelete {
+			op.Kind = command.OpDelete
+		}
+		e, code := m.op(op, c.Session)
+		if code != command.OK {
+			return command.Result{Code: code}
+		}
+		return command.Result{Stat: e.Stat}
+	case command.KindCreate:
+		e, code := m.op(command.Op{Kind: command.OpCreate, Path: c.Path, Data: c.Data, Dir: c.Dir, Ephemeral: c.Ephemeral}, c.Session)
+		return command.Result{Code: code, Stat: e.Stat}
+	case command.KindCompareAndSwap:
+		f, ok := m.files[c.Path]
+		if !ok && c.HasOld {
+			return command.Result{Code: command.NotFound}
+		}
+		if ok && !f.dir && (!c.HasOld || string(c.Old) != f.data) {
+			return command.Result{Code: command.Conflict, Stat: m.stat(c.Path)}
+		}
+		e, code := m.op(command.Op{Kind: command.OpSet, Path: c.Path, Data: c.Data}, c.Session)
+		return command.Result{Code: code, Stat: e.Stat}
+	case command.KindAdd, command.KindSub:
+		n, code := m.count(c.Path, c.Number, c.Bound, c.Kind == command.KindSub)
+		return command.Result{Code: code, Number: n}
+	case command.KindDeleteTree:
+		if _, ok := m.files[c.Path]; !ok {
+			return command.Result{Code: command.NotFound}
+		}
+		for _, o := range m.owners {
+			if o.held && (o.path == c.Path || strings.HasPrefix(o.path, c.Path+"/")) {
+				return command.Result{Code: command.LockHeld}
+			}
+		}
+		for p := range maps.Clone(m.files) {
+			if strings.HasPrefix(p, c.Path+"/") {
+				delete(m.files, p)
+			}
+		}
+		m.remove(c.Path)
+		return command.Result{}
+	case command.KindLock:
+		if c.Session == 0 || c.Mode != fence.Exclusive && c.Mode != fence.Shared {
+			return bad
+		}
+		if c.HasData {
+			if code := m.writable(c.Path); code != command.OK {
+				return command.Result{Code: code}
+			}
+		}
+		o := &modelOwner{session: c.Session, seq: c.Seq, ticket: m.now(), delay: c.Delay, path: c.Path, data: string(c.Data), mode: c.Mode, publish: c.HasData}
+		if len(m.at(c.Path, false)) > 0 || !m.admits(o) {
+			if c.Try {
+				return command.Result{Code: command.LockHeld}
+			}
+			m.owners = append(m.owners, o)
+			m.changed = true
+			return command.Result{Queued: true}
+		}
+		m.owners = append(m.owners, o)
+		m.grant(o)
+		return command.Result{Generation: m.locks[c.Path].generation}
+	case command.KindUnlock:
+		if c.Session == 0 || c.Seq == 0 && c.Term == 0 {
+			return bad
+		}
+		if c.Seq == 0 && c.Term != term {
+			return command.Result{Code: command.Void}
+		}
+		for _, o := range m.at(c.Path, true) {
+			if o.session == c.Session && o.seq == c.LockSeq && m.locks[c.Path].generation == c.Generation {
+				m.leave(o, false)
+				m.settle()
+				return command.Result{}
+			}
+		}
+		return command.Result{Code: command.NotHeld}
+	case command.KindCancelLock:
+		if c.Session == 0 || c.LockSeq == 0 || c.LockSeq == c.Seq {
+			return bad
+		}
+		s := m.sessions[c.Session]
+		mark := command.Result{Code: command.Cancelled, Revision: m.revision}
+		for _, o := range m.owners {
+			if o.session == c.Session && o.seq == c.LockSeq {
+				if o.path != c.Path {
+					return bad
+				}
+				m.leave(o, false)
+				m.settle()
+				mark.Revision = m.now()
+				if c.LockSeq >= s.acked {
+					s.answers[c.LockSeq] = mark
+				}
+				return command.Result{}
+			}
+		}
+		if _, ok := s.answers[c.LockSeq]; !ok && c.LockSeq >= s.acked {
+			s.answers[c.LockSeq] = mark
+		}
+		return command.Result{}
+	}
+	return bad
+}
+
+func (m *model) children(dir string) (list []string) {
+	for p := range m.files {
+		if p != "/" && parentOf(p) == dir {
+			list = append(list, p)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (m *model) stat(path string) command.Stat {
+	f, ok := m.files[path]
+	if !ok {
+		return command.Stat{}
+	}
+	s := command.Stat{
+		Instance: f.instance, Generation: f.generation, LockGeneration: f.lockGen, Revision: f.revision, Size: len(f.data),
+		Children: len(m.children(path)), Dir: f.dir, Ephemeral: f.ephemeral,
+	}
+	if !f.dir {
+		s.Checksum = xxhash.Checksum64([]byte(f.data))
+	}
+	return s
+}
+
+func (m *model) touch(path string) {
+	f := m.files[path]
+	f.revision = m.now()
+	m.files[path] = f
+	m.changed = true
+}
+
+func (m *model) writable(path string) command.Code {
+	if f, ok := m.files[path]; ok {
+		if f.dir {
+			return command.IsDir
+		}
+		return command.OK
+	}
+	for p := parentOf(path); ; p = parentOf(p) {
+		if f, ok := m.files[p]; ok {
+			if f.dir {
+				return command.OK
+			}
+			return command.NotDir
+		}
+	}
+}
+
+func (m *model) add(path string, f modelFile) {
+	if _, ok := m.files[parentOf(path)]; !ok {
+		m.add(parentOf(path), modelFile{dir: true})
+	}
+	m.touch(parentOf(path))
+	f.instance, f.revision, f.lockGen = m.now(), m.now(), m.locks[path].generation
+	if !f.dir {
+		f.generation = m.now()
+	}
+	m.files[path] = f
+}
+
+func (m *model) remove(path string) {
+	delete(m.files, path)
+	up := parentOf(path)
+	m.touch(up)
+	if f := m.files[up]; f.ephemeral && f.session == 0 && len(m.children(up)) == 0 {
+		m.remove(up)
+	}
+}
+
+func (m *model) write(path, data string) {
+	f, ok := m.files[path]
+	if !ok {
+		m.add(path, modelFile{data: data})
+		return
+	}
+	f.data, f.generation = data, m.now()
+	m.files[path] = f
+	m.touch(path)
+}
+
+func (m *model) count(path string, delta, bound int64, down bool) (int64, command.Code) {
+	if delta < 0 {
+		return 0, command.BadCommand
+	}
+	f, ok := m.files[path]
+	if !ok {
+		return 0, command.NotFound
+	}
+	if f.dir {
+		return 0, command.IsDir
+	}
+	n, ok := new(big.Int).SetString(f.data, 10)
+	if !ok || !n.IsInt64() || n.String() != f.data {
+		return 0, command.NotNumber
+	}
+	if down {
+		n.Sub(n, big.NewInt(delta))
+		ok = n.Cmp(big.NewInt(bound)) >= 0
+	} else {
+		n.Add(n, big.NewInt(delta))
+		ok = n.Cmp(big.NewInt(bound)) <= 0
+	}
+	if !ok || !n.IsInt64() {
+		return 0, command.Bound
+	}
+	m.write(path, n.String())
+	return n.Int64(), command.OK
+}
+
+func (m *model) cond(c command.Cond, path string) command.Code {
+	if c.Path != "" {
+		path = c.Path
+	}
+	if c.Kind == command.CondHolds {
+		for _, o := range m.at(c.Sequencer.Path, true) {
+			if q := c.Sequencer; q.Cell == "local" && q.Epoch == 7 && q.Mode == o.mode && q.Generation == m.locks[o.path].generation {
+				return command.OK
+			}
+		}
+		return command.StaleSequencer
+	}
+	if !valid(path) {
+		return command.BadCommand
+	}
+	f, ok := m.files[path]
+	switch {
+	case c.Kind == command.CondAbsent && ok:
+		return command.Exists
+	case c.Kind == command.CondAbsent, c.Kind == command.CondGeneration && c.Generation == 0 && !ok:
+		return command.OK
+	case !ok:
+		return command.NotFound
+	case c.Kind == command.CondGeneration && (c.Generation == 0 || c.Generation != f.generation),
+		c.Kind == command.CondValue && (f.dir || f.data != string(c.Value)):
+		return command.Conflict
+	}
+	return command.OK
+}
+
+func (m *model) op(o command.Op, session uint64) (command.Entry, command.Code) {
+	e := command.Entry{Path: o.Path}
+	if !valid(o.Path) || o.Path == "/" && o.Kind != command.OpGet {
+		return e, command.BadCommand
+	}
+	f, exists := m.files[o.Path]
+	switch o.Kind {
+	case command.OpGet:
+		if e.Stat = m.stat(o.Path); len(f.data) > 0 {
+			e.Data = []byte(f.data)
+		}
+		return e, command.OK
+	case command.OpSet:
+		if code := m.writable(o.Path); code != command.OK {
+			return e, code
+		}
+		m.write(o.Path, string(o.Data))
+	case command.OpCreate:
+		switch code := m.writable(o.Path); {
+		case o.Dir && len(o.Data) > 0 || o.Ephemeral && session == 0:
+			return e, command.BadCommand
+		case exists:
+			return e, command.Exists
+		case code != command.OK:
+			return e, code
+		}
+		f = modelFile{data: string(o.Data), dir: o.Dir, ephemeral: o.Ephemeral}
+		if o.Ephemeral {
+			f.session = session
+		}
+		m.add(o.Path, f)
+	case command.OpAdd:
+		if _, code := m.count(o.Path, o.Number, o.Bound, false); code != command.OK {
+			return e, code
+		}
+		e.Data = []byte(m.files[o.Path].data)
+	case command.OpDelete:
+		switch {
+		case !exists:
+			return e, command.NotFound
+		case len(m.at(o.Path, true)) > 0:
+			return e, command.LockHeld
+		case len(m.children(o.Path)) > 0:
+			return e, command.NotEmpty
+		}
+		m.remove(o.Path)
+	}
+	e.Stat = m.stat(o.Path)
+	return e, command.OK
+}
+
+func (m *model) txn(c *command.Command) command.Result {
+	ops, r := c.Then, command.Result{Succeeded: true}
+	for _, cond := range c.If {
+		if cond.Kind != command.CondHolds && !valid(cond.Path) {
+			return command.Result{Code: command.BadCommand, Path: cond.Path}
+		}
+	}
+	for _, cond := range c.If {
+		if code := m.cond(cond, ""); code != command.OK {
+			ops, r = c.Else, command.Result{Path: cond.Path}
+			if cond.Kind == command.CondHolds {
+				r.Path = cond.Sequencer.Path
+			}
+			break
+		}
+	}
+	before, changed := maps.Clone(m.files), m.changed
+	for _, o := range ops {
+		e, code := m.op(o, c.Session)
+		if code != command.OK {
+			m.files, m.changed = before, changed
+			return command.Result{Code: code, Path: o.Path, Succeeded: r.Succeeded}
+		}
+		r.Entries = append(r.Entries, e)
+	}
+	return r
+}
+
+// at lists the holders of path, or those who wait.
+func (m *model) at(path string, held bool) (list []*modelOwner) {
+	for _, o := range m.owners {
+		if o.path == path && o.held == held {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+func (m *model) admits(o *modelOwner) bool {
+	holders := m.at(o.path, true)
+	if len(holders) == 0 {
+		return m.locks[o.path].delay == 0
+	}
+	return holders[0].mode == fence.Shared && o.mode == fence.Shared
+}
+
+func (m *model) grant(o *modelOwner) {
+	first := len(m.at(o.path, true)) == 0
+	if first {
+		m.locks[o.path] = modelLock{generation: m.now()}
+	}
+	o.held, m.changed = true, true
+	if o.publish {
+		m.write(o.path, o.data)
+	}
+	if f, ok := m.files[o.path]; ok && first {
+		f.lockGen = m.now()
+		m.files[o.path] = f
+		m.touch(o.path)
+	}
+}
+
+func (m *model) leave(o *modelOwner, lost bool) {
+	m.owners = slices.DeleteFunc(m.owners, func(x *modelOwner) bool { return x == o })
+	m.changed = true
+	if !o.held {
+		return
+	}
+	l := m.locks[o.path]
+	if lost {
+		l.delay = max(l.delay, o.delay)
+	}
+	m.locks[o.path] = l
+	if l.delay == 0 && len(m.at(o.path, true)) == 0 {
+		delete(m.locks, o.path)
+	}
+}
+
+// settle grants every lock that can be granted, path by path.
+func (m *model) settle() {
+	paths := map[string]bool{}
+	for _, o := range m.owners {
+		paths[o.path] = true
+	}
+	for _, path := range slices.Sorted(maps.Keys(paths)) {
+		for {
+			queue := m.at(path, false)
+			if len(queue) == 0 || !m.admits(queue[0]) {
+				break
+			}
+			o, s := queue[0], m.sessions[queue[0].session]
+			r := command.Result{Revision: m.now()}
+			if o.publish {
+				r.Code = m.writable(path)
+			}
+			if r.Code == command.OK {
+				m.grant(o)
+				r.Generation = m.locks[path].generation
+			} else {
+				m.leave(o, false)
+			}
+			if o.seq >= s.acked {
+				s.answers[o.seq] = r
+			}
+		}
+	}
+}
+
+func (m *model) end(ids []uint64, lost bool) {
+	for _, id := range ids {
+		if m.sessions[id] == nil {
+			continue
+		}
+		delete(m.sessions, id)
+		m.changed = true
+		for _, o := range slices.Clone(m.owners) {
+			if o.session == id {
+				m.leave(o, lost)
+			}
+		}
+	}
+	// Whatever belongs to nobody goes, from the leaves up.
+	paths := slices.Sorted(maps.Keys(m.files))
+	slices.Reverse(paths)
+	for _, p := range paths {
+		f, ok := m.files[p]
+		if !ok || f.session == 0 || m.sessions[f.session] != nil {
+			continue
+		}
+		if len(m.children(p)) == 0 {
+			m.remove(p)
+			continue
+		}
+		f.session = 0
+		m.files[p] = f
+		m.touch(p)
+	}
+	m.settle()
+}

@@ -1,0 +1,431 @@
+package state
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/chubbygo/chubby/fence"
+	"github.com/chubbygo/chubby/internal/command"
+)
+
+var seed = flag.Uint64("seed", 0, "seed of the random tests; 0 = from the clock")
+
+func newRandom(t *testing.T) *rand.Rand {
+	s := *seed
+	if s == 0 {
+		s = uint64(time.Now().UnixNano())
+	}
+	t.Logf("-seed %d", s)
+	return rand.New(rand.NewPCG(s, 0))
+}
+
+// generator makes commands that meet each other: few sessions, few paths, copies of earlier commands, and names of
+// owners that are there.
+type generator struct {
+	n     func(int) int // a number below its argument
+	seqs  map[uint64]uint64
+	sent  [][]byte
+	ids   uint64
+	nonce byte
+}
+
+func newGenerator(n func(int) int) *generator { return &generator{n: n, seqs: map[uint64]uint64{}} }
+
+var (
+	randomPaths = []string{"/a", "/b", "/a/x", "/a/y", "/b/x", "/a/x/deep", "/c/d/e", "/a-x", "/", "bad"}
+	randomData  = []string{"", "1", "41", "x", "9223372036854775807", "hello"}
+)
+
+// next gives an encoded command and the term of its entry.
+func (g *generator) next(s *State) (raw []byte, term uint64) {
+	term = 1 + uint64(s.Revision()/200)
+	if len(g.sent) > 0 && g.n(8) == 0 {
+		return g.sent[len(g.sent)-1-g.n(min(len(g.sent), 50))], term
+	}
+	c := g.command(s, term)
+	raw = command.Append(nil, c)
+	g.sent = append(g.sent, raw)
+	return raw, term
+}
+
+func (g *generator) path() string {
+	return randomPaths[g.n(len(randomPaths))]
+}
+func (g *generator) data() []byte { return []byte(randomData[g.n(len(randomData))]) }
+
+func (g *generator) command(s *State, term uint64) *command.Command {
+	var live []uint64
+	for v := range s.Sessions() {
+		live = append(live, v.ID)
+	}
+	session := func() uint64 {
+		if len(live) == 0 || g.n(20) == 0 {
+			return uint64(g.n(int(g.ids) + 2))
+		}
+		return live[g.n(len(live))]
+	}
+	if len(live) < 3 && g.n(2) == 0 {
+		g.ids += uint64(g.n(3))
+		g.nonce++
+		return &command.Command{Kind: command.KindOpenSession, Session: g.ids, Slot: uint32(g.n(2)), Nonce: [16]byte{g.nonce}, Lease: 1000}
+	}
+	c := &command.Command{Session: session(), Path: g.path()}
+	g.seqs[c.Session]++
+	c.Seq = g.seqs[c.Session]
+	if g.n(4) == 0 {
+		c.AckedBelow = c.Seq - min(uint64(g.n(8)), c.Seq)
+	}
+	var owners []*owner
+	s.owners.all(func(_ string, o *owner) bool {
+		owners = append(owners, o)
+		return true
+	})
+	switch g.n(24) {
+	case 0:
+		c.Kind = command.KindBarrier
+	case 1:
+		c.Kind, c.Node = command.KindAssignSlot, fmt.Sprint("n", g.n(4))
+	case 2:
+		if c.Kind = command.KindCloseSession; g.n(2) == 0 {
+			c.Kind, c.Term, c.Sessions = command.KindExpireSessions, term-uint64(g.n(8)/7), []uint64{session(), session(), session()}
+		}
+	case 3:
+		c.Kind, c.Term, c.Generation = command.KindClearDelay, term-uint64(g.n(8)/7), 1
+		for d := range s.Delays() {
+			if c.Path, c.Generation = d.Path, d.Generation; g.n(2) == 0 {
+				break
+			}
+		}
+	case 4, 5:
+		c.Kind, c.Data, c.Conds = command.KindSet, g.data(), g.conds(s, 1)
+	case 6, 7:
+		c.Kind, c.Ephemeral = command.KindCreate, g.n(2) == 0
+		if c.Dir = g.n(2) == 0; !c.Dir || g.n(10) == 0 {
+			c.Data = g.data()
+		}
+	case 8:
+		c.Kind, c.Data, c.HasOld = command.KindCompareAndSwap, g.data(), g.n(2) == 0
+		if c.HasOld {
+			c.Old = g.data()
+		}
+	case 9:
+		c.Kind, c.Number, c.Bound = command.KindAdd, int64(g.n(50)-2), int64(g.n(200))
+	case 10:
+		c.Kind, c.Number, c.Bound = command.KindSub, int64(g.n(50)-2), -int64(g.n(200))
+	case 11:
+		c.Kind, c.Conds = command.KindDelete, g.conds(s, 1)
+	case 12:
+		c.Kind = command.KindDeleteTree
+	case 13, 14:
+		c.Kind, c.If, c.Then, c.Else = command.KindTxn, g.conds(s, 2), g.ops(), g.ops()
+	case 15, 16, 17, 18, 19:
+		c.Kind, c.Mode, c.Try = command.KindLock, fence.Mode(1+g.n(9)%2), g.n(4) == 0
+		if g.n(3) == 0 {
+			c.Delay = uint64(g.n(3) * 1000)
+		}
+		if g.n(3) == 0 {
+			c.HasData, c.Data = true, g.data()
+		}
+	case 20, 21, 22:
+		c.Kind, c.Generation = command.KindUnlock, 1
+		if len(owners) > 0 {
+			o := owners[g.n(len(owners))]
+			c.Path, c.LockSeq, c.Generation = o.path, o.seq, s.Lock(o.path).Generation
+			if g.n(8) == 0 {
+				c.Session, c.Seq, c.Term = o.session, 0, term-uint64(g.n(2))
+			} else if g.n(8) > 0 {
+				g.seqs[o.session]++
+				c.Session, c.Seq = o.session, g.seqs[o.session]
+			}
+		}
+	case 23:
+		c.Kind, c.LockSeq = command.KindCancelLock, c.Seq+1-min(uint64(g.n(4)), c.Seq)
+		if len(owners) > 0 && g.n(4) > 0 {
+			o := owners[g.n(len(owners))]
+			g.seqs[o.session]++
+			c.Path, c.Session, c.Seq, c.LockSeq = o.path, o.session, g.seqs[o.session], o.seq
+		}
+	}
+	return c
+}
+
+func (g *generator) conds(s *State, odds int) (list []command.Cond) {
+	for g.n(3) < odds && len(list) < 3 {
+		c := command.Cond{Kind: command.CondKind(1 + g.n(5)), Path: g.path()}
+		switch c.Kind {
+		case command.CondGeneration:
+			if e, ok := s.Get(c.Path); ok && g.n(3) > 0 {
+				c.Generation = e.Stat.Generation
+			}
+		case command.CondValue:
+			c.Value = g.data()
+		case command.CondHolds:
+			v := s.Lock(c.Path)
+			c.Sequencer = fence.Sequencer{Cell: "local", Epoch: 7 - uint64(g.n(8)/7), Path: c.Path, Mode: v.Mode, Generation: v.Generation}
+			c.Path = ""
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+func (g *generator) ops() (list []command.Op) {
+	for g.n(4) > 0 && len(list) < 6 {
+		o := command.Op{Kind: command.OpKind(1 + g.n(5)), Path: g.path()}
+		switch o.Kind {
+		case command.OpSet:
+			o.Data = g.data()
+		case command.OpCreate:
+			if o.Dir, o.Ephemeral = g.n(2) == 0, g.n(3) == 0; !o.Dir {
+				o.Data = g.data()
+			}
+		case command.OpAdd:
+			o.Number, o.Bound = int64(g.n(50)), int64(g.n(200))
+		}
+		list = append(list, o)
+	}
+	return list
+}
+
+// compare says where the state differs from the model.
+func compare(m *model, s *State) error {
+	if m.revision != s.Revision() {
+		return fmt.Errorf("revision %d, model %d", s.Revision(), m.revision)
+	}
+	for path, f := range m.files {
+		e, ok := s.Get(path)
+		if !ok || e.Stat != m.stat(path) || string(e.Data) != f.data {
+			return fmt.Errorf("%s: %+v, model %+v", path, e, m.stat(path))
+		}
+	}
+	if n := s.Counts().Entries + 1; n != len(m.files) {
+		return fmt.Errorf("%d entries, model %d", n, len(m.files))
+	}
+	for _, path := range randomPaths {
+		v, l := s.Lock(path), m.locks[path]
+		holders := m.at(path, true)
+		if v.Generation != l.generation || v.Delayed != (l.delay > 0 && len(holders) == 0) || v.Delayed && v.Delay != l.delay || v.Waiters != len(m.at(path, false)) || len(v.Holders) != len(holders) {
+			return fmt.Errorf("%s: lock %+v, model %+v with %d holders", path, v, l, len(holders))
+		}
+		for i, h := range v.Holders {
+			if o := holders[i]; h.Session != o.session || h.Seq != o.seq || v.Mode != o.mode {
+				return fmt.Errorf("%s: holder %+v, model %+v", path, h, o)
+			}
+		}
+	}
+	for id := range m.sessions {
+		if _, ok := s.Session(id); !ok {
+			return fmt.Errorf("session %d is gone", id)
+		}
+	}
+	if len(m.sessions) != s.Counts().Sessions {
+		return fmt.Errorf("%d sessions, model %d", s.Counts().Sessions, len(m.sessions))
+	}
+	return nil
+}
+
+// Goal: the state machine does what the contract says. Method: a second, stupid implementation gets the same random
+// commands; every result and every visible part of the state must be equal after each, and every invariant hold.
+func TestModel(t *testing.T) {
+	random := newRandom(t)
+	seen := map[string]int{}
+	for range 40 {
+		g, m, o := newGenerator(random.IntN), NewMachine(New("local", 7)), newModel()
+		for i := range 250 {
+			raw, term := g.next(m.State())
+			step(t, m, o, uint64(i+1), term, raw, seen)
+		}
+	}
+	// The run is worth something only if the commands got somewhere.
+	for kind := command.KindBarrier; kind <= command.KindCancelLock; kind++ {
+		if key := fmt.Sprint(kind, command.OK); seen[key] == 0 {
+			t.Errorf("no command of kind %d succeeded", kind)
+		}
+	}
+}
+
+func step(t *testing.T, m *Machine, o *model, index, term uint64, raw []byte, seen map[string]int) {
+	t.Helper()
+	var c command.Command
+	if err := command.Decode(raw, &c); err != nil {
+		t.Fatal(err)
+	}
+	r, err := m.Apply(index, term, raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen[fmt.Sprint(c.Kind, r.Code)]++
+	want := o.apply(term, &c)
+	if got, want := describe(&r), describe(&want); got != want {
+		t.Fatalf("%d: %+v\ngot  %s\nwant %s", index, c, got, want)
+	}
+	s, events := m.Publish()
+	if err := compare(o, s); err != nil {
+		t.Fatalf("%d: %+v: %v", index, c, err)
+	}
+	if err := s.Check(); err != nil {
+		t.Fatalf("%d: %+v: %v", index, c, err)
+	}
+	for i, e := range events {
+		if e.Revision != s.Revision() || e.More != (i+1 < len(events)) {
+			t.Fatalf("%d: event %d of %d is %+v", index, i+1, len(events), e)
+		}
+	}
+}
+
+func snapshot(t testing.TB, s *State) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if n, err := s.WriteTo(&b); err != nil || n != int64(b.Len()) {
+		t.Fatalf("WriteTo: %d bytes of %d, %v", n, b.Len(), err)
+	}
+	return b.Bytes()
+}
+
+// Goal: replicas agree whatever the batching, and a snapshot is the whole state. Method: one log goes to a machine that
+// publishes after each command, to one that publishes at random, and at each index to one that begins with a snapshot of
+// the first and gets the rest. All must end with equal bytes.
+func TestReplicas(t *testing.T) {
+	random := newRandom(t)
+	const length = 300
+	g, a, b := newGenerator(random.IntN), NewMachine(New("local", 7)), NewMachine(New("local", 7))
+	type item struct {
+		index, term uint64
+		raw         []byte
+	}
+	var log []item
+	var snapshots [][]byte
+	index := uint64(900)
+	for range length {
+		raw, term := g.next(a.State())
+		if random.IntN(3) == 0 {
+			index += uint64(random.IntN(20)) // entries without commands, and several commands in one entry
+		}
+		index = max(index, 1)
+		log = append(log, item{index, term, raw})
+		ra, err := a.Apply(index, term, raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rb, err := b.Apply(index, term, raw)
+		if err != nil || describe(&ra) != describe(&rb) {
+			t.Fatalf("%s and %s, %v", describe(&ra), describe(&rb), err)
+		}
+		s, _ := a.Publish()
+		snapshots = append(snapshots, snapshot(t, s))
+		if random.IntN(4) == 0 {
+			b.Publish()
+		}
+	}
+	want := snapshots[length-1]
+	s, _ := b.Publish()
+	if !bytes.Equal(snapshot(t, s), want) {
+		t.Error("batching makes a difference")
+	}
+	for i, at := range snapshots {
+		s, err := Read(bytes.NewReader(at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(snapshot(t, s), at) {
+			t.Fatalf("snapshot %d: written again it differs", i)
+		}
+		m := NewMachine(s)
+		for _, e := range log[i+1:] {
+			if _, err := m.Apply(e.index, e.term, e.raw); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s, _ = m.Publish(); !bytes.Equal(snapshot(t, s), want) {
+			t.Fatalf("from snapshot %d the end differs", i)
+		}
+	}
+}
+
+// FuzzApply turns bytes into commands that mean something and compares with the model.
+func FuzzApply(f *testing.F) {
+	for s := range uint64(8) {
+		random := rand.New(rand.NewPCG(s, 0))
+		b := make([]byte, 400)
+		for i := range b {
+			b[i] = byte(random.Uint32())
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g := newGenerator(func(n int) int {
+			if len(b) == 0 {
+				return 0
+			}
+			v := int(b[0]) % n
+			b = b[1:]
+			return v
+		})
+		m, o := NewMachine(New("local", 7)), newModel()
+		for i := uint64(1); len(b) > 0 && i < 200; i++ {
+			raw, term := g.next(m.State())
+			step(t, m, o, i, term, raw, map[string]int{})
+		}
+	})
+}
+
+// FuzzApplyRaw gives a machine with some state whatever decodes.
+func FuzzApplyRaw(f *testing.F) {
+	for _, line := range []string{"1/9 set /a x", "1/9 lock /a", "close 1", "txn then:set,/a,x then:get,/a then:delete,/a", "1/9 cancel /l 1", "expire in=1 1 2"} {
+		c, _, err := parseCommand(line)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(command.Append(nil, c))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		s := newScript(t)
+		for _, line := range []string{"open 1", "open 2", "1/1 lock /l", "2/1 lock /l", "1/2 create /d/e x ephemeral", "set /a/b/c 5"} {
+			s.run(line)
+		}
+		before := snapshot(t, s.m.State())
+		for range 2 {
+			if _, err := s.m.Apply(10, 1, raw); err != nil {
+				if st, _ := s.m.Publish(); !bytes.Equal(snapshot(t, st), before) {
+					t.Fatal("a command that cannot be decoded left a trace")
+				}
+				return
+			}
+		}
+		st, _ := s.m.Publish()
+		if err := st.Check(); err != nil {
+			t.Fatal(err)
+		}
+		if again, err := Read(bytes.NewReader(snapshot(t, st))); err != nil || again.Hash() != st.Hash() {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzRead: what reads, writes again as it was; nothing else happens.
+func FuzzRead(f *testing.F) {
+	random := rand.New(rand.NewPCG(1, 2))
+	g, m := newGenerator(random.IntN), NewMachine(New("local", 7))
+	for i := range 200 {
+		raw, term := g.next(m.State())
+		if _, err := m.Apply(uint64(i+1), term, raw); err != nil {
+			f.Fatal(err)
+		}
+		if s, _ := m.Publish(); i%50 == 0 {
+			f.Add(snapshot(f, s))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, b := range [][]byte{b, resum(b)} {
+			if s, err := Read(bytes.NewReader(b)); err == nil && !bytes.Equal(snapshot(t, s), b) {
+				t.Error("written again it differs")
+			}
+		}
+	})
+}
+
+func commandBytes(c *command.Command) []byte { return command.Append(nil, c) }
