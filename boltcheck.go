@@ -38,12 +38,19 @@ func checkBolt(path string, visit func(bucket, key []byte) error) error {
 	if visit == nil {
 		visit = func(_, _ []byte) error { return nil }
 	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Size() == 0 {
+		return corruptf(fileName(path), "the file is empty") // bolt would take it for a new one
+	}
 	o := boltOptions()
 	o.ReadOnly = true
 	o.InitialMmapSize = 0
 	// Bolt's lock, without its writer's scan of the pages: whoever writes to the file would make it look damaged.
 	var db *bbolt.DB
-	err := guard(func() (err error) {
+	err = guard(func() (err error) {
 		db, err = bbolt.Open(path, 0o600, o)
 		return boltError(path, err)
 	})

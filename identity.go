@@ -164,7 +164,10 @@ func (s *store) founding() (founding, bool) {
 // returns nil both are synced. After a crash in between openStore finishes the work. A second call with the same list does
 // nothing, one with another is ErrWrongCell. Call it before raft uses the store, and not from two goroutines.
 func (s *store) found(f founding) error {
-	r := s.record0()
+	if err := s.err(); err != nil {
+		return err
+	}
+	r := s.identityRecord()
 	var founders []identityServer
 	for _, p := range f.Servers {
 		if p.ID == "" || p.Address == "" || p.Suffrage != raft.Voter {
@@ -196,7 +199,10 @@ func (s *store) found(f founding) error {
 
 // joined notes the cell that took this node in. Raft gets its log from the others.
 func (s *store) joined(epoch uint64, cellID [16]byte) error {
-	r := s.record0()
+	if err := s.err(); err != nil {
+		return err
+	}
+	r := s.identityRecord()
 	id := hex.EncodeToString(cellID[:])
 	if epoch == 0 {
 		return fmt.Errorf("%w: a cell has an epoch", ErrBadOptions)
@@ -211,7 +217,7 @@ func (s *store) joined(epoch uint64, cellID [16]byte) error {
 	return s.setIdentity(r)
 }
 
-func (s *store) record0() identityRecord {
+func (s *store) identityRecord() identityRecord {
 	s.meta.Lock()
 	defer s.meta.Unlock()
 	return s.meta.identityRecord
@@ -231,7 +237,7 @@ func (s *store) setIdentity(r identityRecord) error {
 // entry 1, byte for byte the same on every founder, because raft tells entries apart by index and term only. It refuses
 // what no crash can explain, for a node that forgot its vote or its log would break the cell's promises.
 func (s *store) resumeFounding() error {
-	r := s.record0()
+	r := s.identityRecord()
 	term, voted := s.vote.state()
 	first, last := s.log.ends()
 	snap := s.snap.newest()

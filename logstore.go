@@ -28,8 +28,9 @@ const (
 //
 // Raft appends and truncates from its main goroutine and compacts from another; GetLog comes from any.
 type logStore struct {
-	s    *store
-	ring logRing
+	s     *store
+	chunk uint64 // entries deleted in one transaction
+	ring  logRing
 
 	first, last atomic.Uint64 // written under mu
 
@@ -99,7 +100,7 @@ func entryIntact(e *raft.Log) bool {
 func entryBytes(e *raft.Log) uint32 { return uint32(len(e.Data)) + entryOverhead }
 
 func (l *logStore) init(s *store) {
-	l.s = s
+	l.s, l.chunk = s, deleteChunk
 	l.turn = make(chan struct{}, 1)
 	l.turn <- struct{}{}
 }
@@ -375,7 +376,7 @@ func (l *logStore) deletePrefix(from, to uint64) error {
 	l.first.Store(to + 1)
 	l.mu.Unlock()
 	for from <= to {
-		end := min(from+deleteChunk-1, to)
+		end := min(from+l.chunk-1, to)
 		if err := l.s.write("delete", func() error { return l.s.file.DeleteRange(from, end) }); err != nil {
 			return err
 		}
@@ -426,8 +427,8 @@ func (l *logStore) deleteSuffix(from, to uint64) error {
 	l.mu.Unlock()
 	for to >= from {
 		start := from
-		if to-from >= deleteChunk {
-			start = to - deleteChunk + 1
+		if to-from >= l.chunk {
+			start = to - l.chunk + 1
 		}
 		if err := l.s.write("delete", func() error { return l.s.file.DeleteRange(start, to) }); err != nil {
 			return err

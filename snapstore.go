@@ -33,8 +33,9 @@ var errSinkLost = errors.New("snapshot lost: the file failed under another one")
 // A snapshot that cannot be written does not fail the node: nothing is lost, the log it would have replaced is still
 // there and only grows, and raft tries again. A damaged one does: what it replaced is gone.
 type snapStore struct {
-	s    *store
-	file snapFile
+	s     *store
+	file  snapFile
+	chunk int // bytes in each chunk but the last
 
 	// turn holds one value while nobody writes to the file. It is a channel and not a mutex because its holder works on
 	// the disk.
@@ -70,7 +71,7 @@ func chunkSum(id string, number uint64, data []byte) uint64 {
 }
 
 func (t *snapStore) init(s *store, f snapFile) {
-	t.s, t.file = s, f
+	t.s, t.file, t.chunk = s, f, snapChunkBytes
 	t.turn = make(chan struct{}, 1)
 	t.turn <- struct{}{}
 }
@@ -303,7 +304,7 @@ func (k *snapSink) Write(p []byte) (int, error) {
 	n := 0
 	for k.err == nil && len(p) > 0 {
 		if k.buf == nil {
-			k.buf = make([]byte, 8, 8+snapChunkBytes)
+			k.buf = make([]byte, 8, 8+k.t.chunk)
 		}
 		c := min(len(p), cap(k.buf)-len(k.buf))
 		_, _ = k.sum.Write(p[:c]) // never fails

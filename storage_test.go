@@ -15,6 +15,12 @@ import (
 	"github.com/chubbygo/chubby/internal/hook"
 )
 
+// Small pieces make the same paths fast to walk.
+const (
+	testChunk  = 1 << 10
+	testDelete = 50
+)
+
 // place is where a test's store lives: a directory or a memory disk.
 type place struct {
 	storeConfig
@@ -35,6 +41,7 @@ func (p *place) open(t testing.TB) *store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.snap.chunk, s.log.chunk = testChunk, testDelete
 	t.Cleanup(func() { _ = s.close() }) // most tests have closed it; only the descriptors matter here
 	return s
 }
@@ -360,7 +367,7 @@ func TestStoreLog(t *testing.T) {
 func TestStoreLogChunks(t *testing.T) {
 	both(t, func(t *testing.T, p *place) {
 		s := p.founded(t)
-		const n = 3*deleteChunk + 10
+		const n = 3*testDelete + 10
 		store1(t, s, entries(2, n, 1))
 		var ops int
 		s.c.Fault = func(op string) error {
@@ -369,22 +376,22 @@ func TestStoreLogChunks(t *testing.T) {
 			}
 			return nil
 		}
-		if err := s.logs().DeleteRange(deleteChunk+5, n); err != nil {
+		if err := s.logs().DeleteRange(testDelete+5, n); err != nil {
 			t.Fatal(err)
 		}
 		if ops != 3 {
 			t.Errorf("suffix took %d writes, want 3", ops)
 		}
-		wantLog(t, s, 1, deleteChunk+4, constant(1))
+		wantLog(t, s, 1, testDelete+4, constant(1))
 		snapshot(t, s, n, 1, nil)
 		ops = 0
-		if err := s.logs().DeleteRange(1, deleteChunk+1); err != nil {
+		if err := s.logs().DeleteRange(1, testDelete+1); err != nil {
 			t.Fatal(err)
 		}
 		if ops != 3 { // the mark, two chunks
 			t.Errorf("prefix took %d writes, want 3", ops)
 		}
-		wantLog(t, s, deleteChunk+2, deleteChunk+4, constant(1))
+		wantLog(t, s, testDelete+2, testDelete+4, constant(1))
 	})
 }
 
