@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"path/filepath"
 
 	"go.etcd.io/bbolt"
 )
@@ -30,14 +31,11 @@ const (
 // checkBolt reads the whole tree of a bolt file and returns ErrCorrupt unless it is sound: bolt itself panics, in a
 // goroutine of its own, or loops, over a tree that is not. It also refuses a file with a damaged meta page, which bolt
 // would take for a crash, going back to the state one transaction ago without a word; a crash does not leave one, since
-// its 80 bytes lie in one sector. visit, which may be nil, is told each bucket, with a nil key, and each key in it, in
-// order; its errors end the check.
+// its 80 bytes lie in one sector. visit is told each bucket, with a nil key, and each key in it, in order; its errors end
+// the check.
 //
 // It does not look at values: their own checksums do. It returns ErrInUse if somebody has the file open.
 func checkBolt(path string, visit func(bucket, key []byte) error) error {
-	if visit == nil {
-		visit = func(_, _ []byte) error { return nil }
-	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -61,18 +59,17 @@ func checkBolt(path string, visit func(bucket, key []byte) error) error {
 	if err != nil {
 		return err
 	}
-	err = checkBoltPages(path, visit)
-	return errors.Join(err, guard(db.Close))
+	return errors.Join(checkBoltFile(path, visit), guard(db.Close))
 }
 
 func fileName(path string) string {
-	if bytes.HasSuffix([]byte(path), []byte(snapFileName)) {
+	if filepath.Base(path) == snapFileName {
 		return snapFileName
 	}
 	return logFileName
 }
 
-func checkBoltPages(path string, visit func(bucket, key []byte) error) error {
+func checkBoltFile(path string, visit func(bucket, key []byte) error) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -82,8 +79,12 @@ func checkBoltPages(path string, visit func(bucket, key []byte) error) error {
 	if err != nil {
 		return err
 	}
-	c := &boltChecker{f: f, name: fileName(path), visit: visit}
-	root, err := c.metas(info.Size())
+	return checkBoltPages(f, info.Size(), fileName(path), visit)
+}
+
+func checkBoltPages(f io.ReaderAt, size int64, name string, visit func(bucket, key []byte) error) error {
+	c := &boltChecker{f: f, name: name, visit: visit}
+	root, err := c.metas(size)
 	if err != nil {
 		return err
 	}
@@ -273,4 +274,12 @@ func logFileChecker() (visit func(bucket, key []byte) error, end func() error) {
 		return nil
 	}
 	return visit, end
+}
+
+// checkSnapKey is a visitor that refuses what does not belong into snap.db.
+func checkSnapKey(_, key []byte) error {
+	if key != nil && len(key) != 8 && !bytes.Equal(key, boltMeta) {
+		return corruptf(snapFileName, "there is a key %q in a snapshot", key)
+	}
+	return nil
 }

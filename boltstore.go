@@ -242,7 +242,7 @@ func openBoltSnap(path string) (*boltSnapFile, error) {
 }
 
 func (f *boltSnapFile) open() error {
-	if err := checkBolt(f.path, nil); err != nil {
+	if err := checkBolt(f.path, checkSnapKey); err != nil {
 		return err
 	}
 	return guard(func() (err error) {

@@ -51,26 +51,27 @@ var (
 	_ raft.MonotonicLogStore = (*logStore)(nil)
 )
 
-// markRecord tells, at the next open, how much log there must be at least. Bolt has no checksums in its pages: a damaged
-// page number can make an older version of a page part of the tree, whose entries are all valid.
+// markRecord tells, at the next open, how much there must be at least. Bolt has no checksums in its pages: a damaged page
+// number can make an older version of a page part of the tree, and a damaged count can hide what is there; what is left
+// is valid in itself.
 type markRecord struct {
-	index   uint64 // this entry was in the log; 0 = nothing is known
-	chain   uint64 // and this was its chain
-	deleted uint64 // entries up to here are gone because a snapshot covers them
+	index uint64 // this entry was in the log; 0 = nothing is known
+	chain uint64 // and this was its chain
+	snap  uint64 // the newest snapshot was that of this index; 0 = there was none
 }
 
 func (m markRecord) encode() []byte {
 	b := []byte{storeFormat}
 	b = binary.BigEndian.AppendUint64(b, m.index)
 	b = binary.BigEndian.AppendUint64(b, m.chain)
-	return binary.BigEndian.AppendUint64(b, m.deleted)
+	return binary.BigEndian.AppendUint64(b, m.snap)
 }
 
 func decodeMark(b []byte) (m markRecord, ok bool) {
 	if len(b) != 25 || b[0] != storeFormat {
 		return m, false
 	}
-	m.index, m.chain, m.deleted = binary.BigEndian.Uint64(b[1:]), binary.BigEndian.Uint64(b[9:]), binary.BigEndian.Uint64(b[17:])
+	m.index, m.chain, m.snap = binary.BigEndian.Uint64(b[1:]), binary.BigEndian.Uint64(b[9:]), binary.BigEndian.Uint64(b[17:])
 	return m, true
 }
 
@@ -145,8 +146,8 @@ func (l *logStore) load() error {
 	switch {
 	case first > 1 && first-1 > snap:
 		return corruptf(logFileName, "the log begins at %d, but the newest snapshot ends at %d", first, snap)
-	case l.mark.deleted > snap:
-		return corruptf(snapFileName, "entries up to %d were compacted, but the newest snapshot ends at %d", l.mark.deleted, snap)
+	case l.mark.snap > snap:
+		return corruptf(snapFileName, "the snapshot of index %d is missing, the newest is of index %d", l.mark.snap, snap)
 	case l.mark.index > last:
 		return corruptf(logFileName, "entry %d is missing, the log ends at %d", l.mark.index, last)
 	}
@@ -360,7 +361,7 @@ func (l *logStore) delete(from, to uint64) error {
 
 // deletePrefix deletes less than the whole log, in ascending order, so that a crash leaves no gap. The caller has the turn.
 func (l *logStore) deletePrefix(from, to uint64) error {
-	mark := markRecord{deleted: max(l.mark.deleted, min(to, l.s.snap.newest()))}
+	mark := markRecord{snap: l.s.snap.newest()}
 	l.mu.Lock()
 	mark.index, mark.chain = l.last.Load(), l.chain
 	l.mu.Unlock()
@@ -389,6 +390,7 @@ func (l *logStore) deletePrefix(from, to uint64) error {
 // has the turn, and is the only one who appends.
 func (l *logStore) deleteSuffix(from, to uint64) error {
 	mark := l.mark
+	mark.snap = l.s.snap.newest()
 	var chain uint64
 	first, _ := l.ends()
 	if from > first {
@@ -404,7 +406,7 @@ func (l *logStore) deleteSuffix(from, to uint64) error {
 			mark.index, mark.chain = from-1, chain
 		}
 	} else {
-		mark = markRecord{deleted: max(mark.deleted, min(to, l.s.snap.newest()))}
+		mark.index, mark.chain = 0, 0
 	}
 	if err := l.setMark(mark); err != nil {
 		return err
@@ -455,7 +457,7 @@ func (l *logStore) seal() error {
 	if l.s.err() != nil {
 		return nil
 	}
-	m := l.mark
+	m := markRecord{snap: l.s.snap.newest()}
 	l.mu.Lock()
 	m.index, m.chain = l.last.Load(), l.chain
 	l.mu.Unlock()
