@@ -166,22 +166,24 @@ func createBolt(dir, path string, f func(path string) error) (bool, error) {
 	}
 	temp := t.Name()
 	defer func() { _ = os.Remove(temp) }() // not there any more, or of no use to anybody
-	if err := errors.Join(t.Close(), f(temp), syncPath(temp)); err != nil {
+	err = errors.Join(t.Close(), f(temp), syncPath(temp))
+	if err == nil {
+		// A link, unlike a rename, never replaces a file that somebody else has just made, and locked.
+		err = os.Link(temp, path)
+	}
+	if err == nil {
+		return true, syncDir(dir)
+	}
+	if _, statErr := os.Lstat(path); statErr == nil {
+		return false, nil // and whoever made it has perhaps removed ours
+	}
+	var link *os.LinkError
+	if !errors.As(err, &link) {
 		return false, err
 	}
-	// A link, unlike a rename, never replaces a file that somebody else has just made, and locked.
-	err = os.Link(temp, path)
-	if errors.Is(err, fs.ErrExist) {
-		return false, nil
-	}
-	if err != nil {
-		// Not every file system has links.
-		if _, err := os.Lstat(path); err == nil {
-			return false, nil
-		}
-		if err := os.Rename(temp, path); err != nil {
-			return false, err
-		}
+	// Not every file system has links.
+	if err := os.Rename(temp, path); err != nil {
+		return false, err
 	}
 	return true, syncDir(dir)
 }

@@ -409,3 +409,82 @@ func snapshot(t testing.TB, s *store, index, term uint64, data []byte) string {
 	}
 	return k.ID()
 }
+
+// TestStoreRace lets several openers make one directory: one gets it, the others learn that it is in use.
+func TestStoreRace(t *testing.T) {
+	both(t, func(t *testing.T, p *place) {
+		if p.Dir != "" {
+			// What a crash left does not disturb, and goes.
+			if err := os.MkdirAll(p.Dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(p.Dir, "log.db.1.tmp"), []byte("x"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		type result struct {
+			s   *store
+			err error
+		}
+		results := make(chan result)
+		const n = 5
+		for range n {
+			go func() {
+				s, err := openStore(p.storeConfig)
+				results <- result{s, err}
+			}()
+		}
+		var won *store
+		for range n {
+			r := <-results
+			switch {
+			case r.err == nil && won == nil:
+				won = r.s
+			case !errors.Is(r.err, ErrInUse):
+				t.Errorf("open: %v, want one success and ErrInUse", r.err)
+			}
+		}
+		if won == nil {
+			t.Fatal("nobody got it")
+		}
+		if p.Dir != "" {
+			if l, err := filepath.Glob(filepath.Join(p.Dir, "*.tmp")); err != nil || len(l) > 0 {
+				t.Errorf("left over: %v, %v", l, err)
+			}
+		}
+		if err := won.close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestStoreDirCrash makes a directory as crashes leave it while it is made.
+func TestStoreDirCrash(t *testing.T) {
+	p := places(t)["dir"]
+	s := p.open(t)
+	if err := s.close(); err != nil {
+		t.Fatal(err)
+	}
+	// snap.db was there, log.db not yet.
+	if err := os.Remove(filepath.Join(p.Dir, logFileName)); err != nil {
+		t.Fatal(err)
+	}
+	s = p.open(t)
+	if !s.identity().Created {
+		t.Error("the directory was not new")
+	}
+	if err := s.found(testFounding()); err != nil {
+		t.Fatal(err)
+	}
+	snapshot(t, s, 1, 1, []byte("x"))
+	if err := s.close(); err != nil {
+		t.Fatal(err)
+	}
+	// With a snapshot in it, it is not new any more.
+	if err := os.Remove(filepath.Join(p.Dir, logFileName)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(p.config()); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("open: %v, want ErrCorrupt", err)
+	}
+}

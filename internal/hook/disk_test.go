@@ -20,7 +20,7 @@ func TestDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	now, safe := map[string]string{}, map[string]string{}
-	for step := range 5000 {
+	for step := range 1500 {
 		if rng.IntN(50) == 0 {
 			d.Crash()
 			if err := h.Write(true, DiskChange{"t", "x", []byte("x")}); err != ErrDiskGone {
