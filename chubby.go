@@ -174,7 +174,13 @@ func (n *Node) start(f founding) error {
 		return root.Index(), root.Hash()
 	}
 	n.opts.Hooks.Inspect.Store(&inspect)
-	r, err := raft.NewRaft(n.raftConfig(), n.fsm, n.store.logs(), n.store.stable(), n.store.snapshots(), n.transport)
+	var r *raft.Raft
+	var err error
+	if storeErr := n.store.run(func() {
+		r, err = raft.NewRaft(n.raftConfig(), n.fsm, n.store.logs(), n.store.stable(), n.store.snapshots(), n.transport)
+	}); storeErr != nil {
+		return storeErr
+	}
 	if err != nil {
 		return err
 	}
@@ -339,7 +345,8 @@ func (n *Node) shutdown() {
 	defer close(n.done)
 	n.proposer.close()
 	n.Client.close()
-	if !waitFor(&n.proposes, 2*n.opts.ElectionTimeout+time.Second) {
+	// After a fault there is nothing to wait for: raft's main goroutine may have ended, and only Shutdown answers then.
+	if n.Err() == nil && !waitFor(&n.proposes, 2*n.opts.ElectionTimeout+time.Second) {
 		n.log.Warn("raft does not answer; shutting it down all the same")
 	}
 	n.cancel()
