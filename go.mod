@@ -4,6 +4,7 @@ go 1.25.0
 
 require (
 	github.com/OneOfOne/xxhash v1.2.8
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/hashicorp/go-hclog v1.6.3
 	github.com/hashicorp/raft v1.8.0
 	github.com/hashicorp/raft-boltdb/v2 v2.3.0
