@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,13 +41,15 @@ type Cell struct {
 
 // seat is what stays of a node when it is stopped.
 type seat struct {
-	id    string
-	disk  *hook.Disk
-	gate  *hook.Gate
-	clock *clock
-	hooks *hook.Hooks  // of the present node
-	node  *chubby.Node // the last one, running or not
-	up    bool
+	id     string
+	disk   *hook.Disk
+	gate   *hook.Gate
+	clock  *clock
+	hooks  *hook.Hooks            // of the present node
+	fault  *atomic.Pointer[error] // what every storage operation of the present node fails with
+	node   *chubby.Node           // the last one, running or not
+	up     bool
+	broken bool // by Break: its node may stop by itself
 }
 
 const (
@@ -185,7 +188,13 @@ func (c *Cell) Restart(i int) {
 	c.mu.Lock()
 	s := c.seat(i)
 	c.mu.Unlock()
-	hooks := &hook.Hooks{Clock: s.clock, Disk: s.disk, Gate: s.gate}
+	fault := &atomic.Pointer[error]{}
+	hooks := &hook.Hooks{Clock: s.clock, Disk: s.disk, Gate: s.gate, Storage: func(string) error {
+		if err := fault.Load(); err != nil {
+			return *err
+		}
+		return nil
+	}}
 	o := chubby.Options{
 		ID: s.id, Cell: "test", Listen: c.peers[s.id], Peers: c.peers, Network: c.net.Host(s.id), Hooks: hooks,
 	}
@@ -197,8 +206,18 @@ func (c *Cell) Restart(i int) {
 		c.tb.Fatalf("chubbytest: open node %d: %v", i, err)
 	}
 	c.mu.Lock()
-	s.hooks, s.node, s.up = hooks, n, true
+	s.hooks, s.fault, s.node, s.up, s.broken = hooks, fault, n, true, false
 	c.mu.Unlock()
+}
+
+// Break makes every storage operation of node i fail with err from now on, which stops the node. Restart mends the disk.
+func (c *Cell) Break(i int, err error) {
+	c.tb.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.seat(i)
+	s.broken = true
+	s.fault.Store(&err)
 }
 
 // Partition lets nodes reach only those in their own group. Nodes in no group form one more. It replaces the last one.
@@ -261,9 +280,9 @@ func (c *Cell) cleanup() {
 		c.Resume(i)
 	}
 	running := c.Nodes()
-	for _, n := range running {
-		if err := n.Err(); err != nil {
-			c.tb.Errorf("chubbytest: a node stopped by itself: %v", err)
+	for i, s := range seats {
+		if err := s.node.Err(); err != nil && !s.broken {
+			c.tb.Errorf("chubbytest: node %d stopped by itself: %v", i, err)
 		}
 	}
 	if len(running) > len(seats)/2 {
