@@ -80,7 +80,11 @@ func (n *Node) track() {
 			if _, id := r.LeaderWithID(); id != to && id != n.server {
 				to = id
 				setRoute(route{server: id})
-				n.log.Info("cell leader", "leader", nodeID(id), "term", term)
+				if id == "" {
+					n.log.Info("no cell leader", "term", term)
+				} else {
+					n.log.Info("cell leader", "leader", nodeID(id), "term", term)
+				}
 			}
 		}
 		select {
