@@ -216,7 +216,7 @@ func (n *Node) start(f founding) error {
 	n.wg.Go(n.refresh)
 	n.wg.Go(n.compactor.run)
 	n.wg.Go(n.keeper)
-	for range entriesInFlight {
+	for range proposers {
 		n.proposes.Go(n.proposer.run)
 	}
 	return nil

@@ -29,10 +29,18 @@ const (
 	batchCommands = 1024      // commands in one raft entry
 	batchBytes    = 128 << 10 // their bytes, unless one command alone is larger
 	commandMax    = 1 << 20   // bytes of one command
-	// entriesInFlight bounds what a deposed leader can have in its log beyond the common prefix. RAFT's snapshot loop
-	// (hashicorp/raft 697) needs that suffix to be shorter than the trailing log; see compactor.
+	// entriesInFlight bounds what a deposed leader can have in its log beyond the common prefix. hashicorp/raft 697 needs
+	// that suffix to be shorter than the trailing log; see compactor.
 	entriesInFlight = 2
+	proposers       = 4                    // goroutines; on a follower as many frames are on their way to the leader
 	retryPause      = 2 * time.Millisecond // before another attempt where nothing tells that it will do better
+
+	// An entry costs flushes of several disks, however much it holds. So a second one leaves only when it is a worthy
+	// load, and after an entry the leader gives those whom it just answered a moment to come back: see gather.
+	worthyCommands = 256
+	gatherCommands = 8                      // fewer do not make waiting worth it
+	gatherMin      = 50 * time.Microsecond  // below it a flush is too cheap to wait for company
+	gatherMax      = 500 * time.Microsecond // however slow the disk is
 )
 
 // status says what became of one attempt.
@@ -96,6 +104,9 @@ type proposer struct {
 		bytes          int64 // of them
 		entries        map[uint64]*batch
 		last           uint64 // number of the newest entry
+		applying       int    // entries in flight
+		expected       int    // commands worth waiting for in the queue; 0 = none
+		gathering      uint64 // counts the waits, so that a late timer does not end another's
 		held           bool   // the log is over its limit: proposals wait for the snapshot
 		closed         bool
 	}
@@ -336,6 +347,7 @@ func (p *proposer) run() {
 		if !ok {
 			return
 		}
+		start := time.Now()
 		if r.lead != nil {
 			p.apply(b, r.lead)
 		} else {
@@ -344,8 +356,54 @@ func (p *proposer) run() {
 		p.mu.Lock()
 		p.mu.commands -= b.commands
 		p.mu.bytes -= b.bytes
+		if r.lead != nil {
+			p.mu.applying--
+			p.gather(b.commands, time.Since(start))
+			p.work.Signal()
+		}
 		p.mu.Unlock()
 	}
+}
+
+// gather makes the next entry wait until as many have asked as were just answered, for at most a quarter
+// of what an entry takes. With many callers that each wait for their answer, which is what services have, an entry then
+// carries about all of them instead of half, for the same flushes. A lone caller never waits. Called with mu held.
+func (p *proposer) gather(answered int, took time.Duration) {
+	wait := min(took/4, gatherMax)
+	if answered < gatherCommands || wait < gatherMin || p.mu.applying > 0 {
+		p.mu.expected = 0
+		return
+	}
+	p.mu.expected = p.queued() + answered
+	p.mu.gathering++
+	mine := p.mu.gathering
+	time.AfterFunc(wait, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.mu.gathering == mine {
+			p.mu.expected = 0
+			p.work.Signal()
+		}
+	})
+}
+
+// queued is called with mu held.
+func (p *proposer) queued() int { return len(p.mu.urgent) + len(p.mu.normal) }
+
+// ready reports whether what is queued should leave now on route r. Called with mu held.
+func (p *proposer) ready(r route) bool {
+	n := p.queued()
+	switch {
+	case n == 0:
+		return false
+	case r.lead == nil:
+		return r.server != ""
+	case p.mu.held:
+		return false
+	case p.mu.applying == 0:
+		return n >= p.mu.expected
+	}
+	return p.mu.applying < entriesInFlight && n >= worthyCommands
 }
 
 // take waits for something to do and somewhere to send it, and takes all that fits into one entry.
@@ -354,11 +412,15 @@ func (p *proposer) take() (*batch, route, bool) {
 	defer p.mu.Unlock()
 	for !p.mu.closed {
 		r := p.mu.route
-		if len(p.mu.urgent)+len(p.mu.normal) > 0 && (r.lead != nil && !p.mu.held || r.lead == nil && r.server != "") {
+		if p.ready(r) {
 			b := &batch{}
 			p.fill(b, &p.mu.urgent)
 			p.fill(b, &p.mu.normal)
-			if len(p.mu.urgent)+len(p.mu.normal) > 0 {
+			if r.lead != nil {
+				p.mu.applying++
+				p.mu.expected = 0
+			}
+			if p.ready(r) {
 				p.work.Signal() // for another of us
 			}
 			return b, r, true

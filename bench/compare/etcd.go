@@ -21,15 +21,28 @@ import (
 // compacts the history by default.
 const etcdQuotaBytes = 8 << 30
 
-// etcdSystem is embedded etcd with its default configuration. Its clients are v3client's: direct calls into the server of
-// their own node, which is faster than gRPC over loopback.
+// etcdSystem is embedded etcd with its default configuration. Its clients are clientv3's, over gRPC to their own node, or
+// v3client's, which call into the server of their own node directly.
 type etcdSystem struct {
+	name    string
 	members []*embed.Etcd
 	clients []*clientv3.Client
 }
 
-func openEtcd(ctx context.Context, dir string) (_ system, err error) {
-	s := &etcdSystem{}
+func openEtcd(ctx context.Context, dir string) (system, error) {
+	return openEtcdWith(ctx, dir, "etcd", func(m *embed.Etcd) (*clientv3.Client, error) {
+		return clientv3.New(clientv3.Config{Endpoints: []string{m.Config().ListenClientUrls[0].Host}, Logger: zap.NewNop()})
+	})
+}
+
+func openEtcdInProcess(ctx context.Context, dir string) (system, error) {
+	return openEtcdWith(ctx, dir, "etcd-inprocess", func(m *embed.Etcd) (*clientv3.Client, error) {
+		return v3client.New(m.Server), nil
+	})
+}
+
+func openEtcdWith(ctx context.Context, dir, name string, connect func(*embed.Etcd) (*clientv3.Client, error)) (_ system, err error) {
+	s := &etcdSystem{name: name}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -69,12 +82,16 @@ func openEtcd(ctx context.Context, dir string) (_ system, err error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for members: %w", ctx.Err())
 		}
-		s.clients = append(s.clients, v3client.New(member.Server))
+		client, err := connect(member)
+		if err != nil {
+			return nil, fmt.Errorf("connect: %w", err)
+		}
+		s.clients = append(s.clients, client)
 	}
 	return s, nil
 }
 
-func (s *etcdSystem) Name() string { return "etcd" }
+func (s *etcdSystem) Name() string { return s.name }
 
 func (s *etcdSystem) Leader() int {
 	return slices.IndexFunc(s.members, func(m *embed.Etcd) bool { return m.Server.Leader() == m.Server.MemberID() })

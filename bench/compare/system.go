@@ -44,7 +44,9 @@ type opener struct {
 // openers lists the systems; the first one measured is the one the others are compared with.
 func openers() []opener {
 	return []opener{
+		{"chubby", openChubby},
 		{"etcd", openEtcd},
+		{"etcd-inprocess", openEtcdInProcess},
 		{"raft", openRaft},
 	}
 }
