@@ -48,6 +48,8 @@ type options struct {
 	target    time.Duration // 0: none
 	seed      uint64
 	dir       string
+	verbose   bool
+	keep      bool
 
 	impatient        bool          // some callers give up early
 	leaders          float64       // how many of the kills are of the cell leader
@@ -73,6 +75,8 @@ func parse(args []string) (options, error) {
 	flags.DurationVar(&o.target, "target", 0, "fail if the median time from a leader's kill to the next acknowledged write is longer; 0: do not judge")
 	flags.Uint64Var(&o.seed, "seed", 0, "of the kills and writes; 0 draws one. Processes and disks keep their own time, so it does not repeat a run exactly")
 	flags.StringVar(&o.dir, "dir", "", "directory for the nodes' data, removed again unless something is wrong (default: the system's temporary directory)")
+	flags.BoolVar(&o.verbose, "v", false, "print every kill")
+	flags.BoolVar(&o.keep, "keep", false, "keep the nodes' data and logs")
 	flags.Parse(args) // ExitOnError: it does not return an error.
 	switch {
 	case o.mode != modeDurability && o.mode != modeFailover:
@@ -92,6 +96,7 @@ func parse(args []string) (options, error) {
 	} else {
 		o.kills = *kills
 		o.leaders = 1
+		o.verbose = true
 		o.downMin, o.downMax = time.Second, time.Second
 		o.calm = time.Second
 	}
@@ -109,9 +114,12 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		return err
 	}
 	defer func() {
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case err != nil && ctx.Err() == nil:
 			err = fmt.Errorf("%w\nseed %d; the nodes' data and logs are in %s", err, o.seed, dir)
-		} else {
+		case o.keep:
+			fmt.Fprintf(out, "the nodes' data and logs are in %s\n", dir)
+		default:
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
@@ -128,7 +136,13 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 	defer w.wg.Wait() // after stop; before the nodes are stopped
 	defer stop()
 	w.run(writing, o.seed)
-	figures, err := killAll(ctx, o, c, w, &faults, out)
+	var d disk
+	w.wg.Go(func() {
+		if err := d.run(writing, dir); err != nil {
+			faults.add(err)
+		}
+	})
+	figures, err := killAll(ctx, o, c, w, &d, &faults, out)
 	if err != nil {
 		return errors.Join(err, faults.err())
 	}
@@ -150,7 +164,7 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 }
 
 // killAll kills and restarts nodes, one at a time, so that a majority is always up. It ends at the first fault.
-func killAll(ctx context.Context, o options, c *cell, w *writers, f *faults, out io.Writer) (*figures, error) {
+func killAll(ctx context.Context, o options, c *cell, w *writers, disk *disk, f *faults, out io.Writer) (*figures, error) {
 	rng := rand.New(rand.NewPCG(o.seed, 1<<32))
 	between := func(lo, hi time.Duration) time.Duration { return lo + time.Duration(rng.Int64N(int64(hi-lo)+1)) }
 	g := &figures{begun: time.Now()}
@@ -164,6 +178,7 @@ func killAll(ctx context.Context, o options, c *cell, w *writers, f *faults, out
 			others := without(c.ids, leader)
 			victim = others[rng.IntN(len(others))]
 		}
+		disk.take()
 		killed := time.Now()
 		gap := w.watch.start()
 		c.kill(victim)
@@ -174,11 +189,11 @@ func killAll(ctx context.Context, o options, c *cell, w *writers, f *faults, out
 		if err := c.restart(ctx, victim); err != nil {
 			return nil, err
 		}
-		g.open.add(time.Since(restarted))
+		open := time.Since(restarted)
 		if err := c.ready(victim); err != nil {
 			return nil, err
 		}
-		g.ready.add(time.Since(restarted))
+		ready := time.Since(restarted)
 		var d time.Duration
 		select {
 		case d = <-gap:
@@ -187,14 +202,23 @@ func killAll(ctx context.Context, o options, c *cell, w *writers, f *faults, out
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		sync := disk.take()
 		g.kills++
+		g.sync.add(sync)
+		g.open.add(open)
+		g.ready.add(ready)
 		if victim == leader {
 			g.leaderGap.add(d)
 		} else {
 			g.followerGap.add(d)
 		}
-		if o.mode == modeFailover {
-			fmt.Fprintf(out, "kill %d: next write after %v\n", i, round(d))
+		if o.verbose {
+			role := ""
+			if victim == leader {
+				role = ", the cell leader"
+			}
+			fmt.Fprintf(out, "kill %d, %s of %s%s: next write after %v; open after %v, ready after %v; a sync took up to %v; %d writes acknowledged\n",
+				i, killed.Format("15:04:05.000"), victim, role, round(d), round(open), round(ready), round(sync), w.acked.Load())
 		} else if i%50 == 0 {
 			fmt.Fprintf(out, "%d kills, %d of the cell leader; %d writes acknowledged\n", i, len(g.leaderGap), w.acked.Load())
 		}

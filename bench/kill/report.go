@@ -48,6 +48,7 @@ type figures struct {
 	kills                  int
 	leaderGap, followerGap durations // from a kill to the next acknowledged write
 	open, ready            durations // from a node's start
+	sync                   durations // the driver's own longest one, from a kill until the node is ready
 }
 
 func (g *figures) print(out io.Writer, o options, t tally, chains int) {
@@ -64,6 +65,7 @@ func (g *figures) print(out io.Writer, o options, t tally, chains int) {
 	line("from a follower's kill to the next write", g.followerGap)
 	line("from a node's start until it is open", g.open)
 	line("from a node's start until it is ready", g.ready)
+	line("the driver's own longest sync in a cycle", g.sync)
 }
 
 // durations are measured times.
