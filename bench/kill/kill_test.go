@@ -30,6 +30,7 @@ func TestKill(t *testing.T) {
 		{"-mode", modeFailover, "-kills", "1", "-writers", "2", "-heartbeat", "50ms"},
 	} {
 		t.Run(args[1], func(t *testing.T) {
+			t.Parallel() // They mostly wait.
 			o, err := parse(append(args, "-dir", t.TempDir()))
 			if err != nil {
 				t.Fatal(err)
