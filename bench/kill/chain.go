@@ -26,7 +26,7 @@ type chain struct {
 	ops []op
 }
 
-// op is one write of a chain, and what its caller knows of it. The first one, without kind, sets the counter to 0.
+// op is one write of a chain, and what its caller knows of it. The first one sets the counter to 0.
 type op struct {
 	kind    call // callSet, callAdd or callTxn
 	delta   int64

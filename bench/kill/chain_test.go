@@ -9,7 +9,7 @@ import (
 // example is a chain with one write of each kind and outcome, and what a node has that did all of them right.
 func example(last op) (*chain, []entry) {
 	c := &chain{dir: "/w0/c0", ops: []op{
-		{outcome: done},
+		{kind: callSet, outcome: done},
 		{kind: callAdd, delta: 5, outcome: done},
 		{kind: callSet, outcome: done},
 		{kind: callTxn, delta: 70, outcome: done},
@@ -120,7 +120,7 @@ func TestJudgeStart(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%v/present=%v", tt.outcome, tt.present), func(t *testing.T) {
-			c := &chain{dir: "/w0/c0", ops: []op{{outcome: tt.outcome}}}
+			c := &chain{dir: "/w0/c0", ops: []op{{kind: callSet, outcome: tt.outcome}}}
 			var entries []entry
 			if tt.present {
 				entries = []entry{{Path: c.counter(), Instance: 1, Generation: 1, Data: "0"}}

@@ -61,7 +61,7 @@ func (w *writers) write(ctx context.Context, rng *rand.Rand, c *chain, id string
 		o := op{delta: 1 + rng.Int64N(deltaMax)}
 		switch n := rng.IntN(3); {
 		case i == 0:
-			o.delta = 0
+			o.kind, o.delta = callSet, 0
 		case n == 0:
 			o.kind = callAdd
 		case n == 1:
