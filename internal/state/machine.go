@@ -72,8 +72,8 @@ func (m *Machine) Publish() (*State, []Event) {
 // Advance notes that a raft entry without commands was applied.
 func (m *Machine) Advance(index, term uint64) {
 	if index > m.w.index {
-		// The hash is that of the last command at or below each multiple of markEvery in between, of which the last counts.
-		if at := (index - 1) / markEvery * markEvery; at >= m.w.index && at > m.w.mark.Index {
+		// All commands at or below the last multiple before index have come, and this is the hash after them.
+		if at := (index - 1) / markEvery * markEvery; at > m.w.mark.Index {
 			m.w.mark = Mark{at, m.w.hash}
 		}
 		m.w.index = index

@@ -485,7 +485,7 @@ func TestHolds(t *testing.T) {
 
 func TestViews(t *testing.T) {
 	s := sample(t)
-	if s.Cell() != "local" || s.Epoch() != 7 || s.Index() != 12 || s.Term() != 1 || s.Revision() == 0 {
+	if s.Cell() != "local" || s.Epoch() != 7 || s.Index() != 13 || s.Term() != 1 || s.Revision() == 0 {
 		t.Errorf("%s %d %d %d %d", s.Cell(), s.Epoch(), s.Index(), s.Term(), s.Revision())
 	}
 	for _, path := range []string{"", "x", "/none", "//"} {

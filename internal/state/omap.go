@@ -80,19 +80,20 @@ func key128(hi, lo uint64) string {
 
 // ticketKey sorts the owners of one path by ticket. No path has a NUL, so no path's keys lie among another's.
 func ticketKey(path string, ticket uint64) string {
-	b := make([]byte, 0, len(path)+9)
-	b = append(b, path...)
-	b = append(b, 0)
-	return string(binary.BigEndian.AppendUint64(b, ticket))
+	return path + "\x00" + key64(ticket)
 }
 
 // treeKey is the parent's path, a NUL, and the name: so the children of one directory stand side by side, and apart from
 // their own children. The root's is the NUL alone.
 func treeKey(path string) string {
 	cut := strings.LastIndexByte(path, '/')
-	b := []byte(path)
-	b[cut] = 0
-	return string(b)
+	return path[:cut] + "\x00" + path[cut+1:]
+}
+
+// isTreeKey reports whether key is path's, without making it.
+func isTreeKey(key, path string) bool {
+	cut := strings.LastIndexByte(path, '/')
+	return len(key) == len(path) && key[:cut] == path[:cut] && key[cut] == 0 && key[cut+1:] == path[cut+1:]
 }
 
 // childPrefix begins the treeKeys of all children of dir, and for the root its own too.

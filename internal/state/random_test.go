@@ -298,6 +298,7 @@ func TestReplicas(t *testing.T) {
 		raw         []byte
 	}
 	var log []item
+	var states []*State
 	var snapshots [][]byte
 	index := uint64(900)
 	for range length {
@@ -316,7 +317,7 @@ func TestReplicas(t *testing.T) {
 			t.Fatalf("%s and %s, %v", describe(&ra), describe(&rb), err)
 		}
 		s, _ := a.Publish()
-		snapshots = append(snapshots, snapshot(t, s))
+		states, snapshots = append(states, s), append(snapshots, snapshot(t, s))
 		if random.IntN(4) == 0 {
 			b.Publish()
 		}
@@ -327,6 +328,9 @@ func TestReplicas(t *testing.T) {
 		t.Error("batching makes a difference")
 	}
 	for i, at := range snapshots {
+		if !bytes.Equal(snapshot(t, states[i]), at) {
+			t.Fatalf("state %d changed after it was published", i)
+		}
 		s, err := Read(bytes.NewReader(at))
 		if err != nil {
 			t.Fatal(err)

@@ -85,7 +85,7 @@ func (p *snapshotReader) section(id byte, parse func(*fields) error) error {
 	if b[0] != id {
 		return fmt.Errorf("%w: section %d in its place", ErrCorrupt, b[0])
 	}
-	records := 0
+	records, f := 0, new(fields)
 	for {
 		n, err := p.length()
 		if err != nil {
@@ -100,7 +100,7 @@ func (p *snapshotReader) section(id byte, parse func(*fields) error) error {
 		if err := p.record(n); err != nil {
 			return err
 		}
-		f := &fields{b: p.rec}
+		*f = fields{b: p.rec}
 		if err := parse(f); err != nil {
 			return fmt.Errorf("record %d: %w", records, err)
 		}
@@ -225,6 +225,7 @@ func grow[V any](o *omap[V], key string, v V) error {
 type builder struct {
 	*State
 	answered uint64 // session of the last answer
+	parent   *entry // of the last entry: siblings stand side by side
 }
 
 func (s *builder) readCell(f *fields) error {
@@ -300,12 +301,14 @@ func (s *builder) readEntry(f *fields) error {
 	}
 	if e.path != "/" {
 		// A parent's key sorts before its children's.
-		parent := s.entry(parentOf(e.path))
-		if parent == nil {
+		if up := parentOf(e.path); s.parent == nil || s.parent.path != up {
+			s.parent = s.entry(up)
+		}
+		if s.parent == nil {
 			f.bad = true
 			return nil
 		}
-		parent.children++
+		s.parent.children++
 		s.counts.Entries++
 		s.counts.Bytes += e.bytes()
 	}

@@ -79,11 +79,10 @@ func (m *Machine) openSession(c *command.Command) command.Result {
 	return command.Result{}
 }
 
-// endSessions ends those of the sessions that live. All of them leave all locks and queues before any lock is handed on:
+// endSessions ends those of the sessions that live, and sorts ids. All of them leave all locks and queues before any lock is handed on:
 // none of them gets what another of them had, and each path has at most one new generation. Ephemeral entries go before
 // that too, so that what a new holder publishes stays.
 func (m *Machine) endSessions(ids []uint64, lost bool) {
-	ids = slices.Clone(ids) // the command's own
 	slices.Sort(ids)
 	var paths []string
 	var entries []*entry
