@@ -5,9 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -37,11 +41,12 @@ const configMax = 1 << 20
 // LoadServerConfig makes Options from ChubbyGo's server_config.json.
 //
 // servers_address and myport become Peers and Listen, with "host:port" as the members' IDs; a myport without a host takes
-// the host that the other addresses have. maxreries and timeout_entry (milliseconds) become StartAttempts and
+// the host that the other addresses share. maxreries and timeout_entry (milliseconds) become StartAttempts and
 // StartInterval, maxraftstate MaxLogBytes, persistencestrategy Sync, chubbygomapstrategy Map. The two file names become
 // one directory, Dir, relative to the working directory, because both are parts of what chubby keeps together.
 //
-// It returns ErrBadOptions naming the file, each field that makes no sense, and the cure. Unknown fields are refused.
+// It returns ErrBadOptions naming the file, each field that makes no sense, and the cure; or the error of reading the
+// file. Unknown fields are refused. Fields of Options that the file has no word for may be set before Open.
 func LoadServerConfig(file string) (Options, error) {
 	var c serverConfig
 	o, err := Options{}, readConfig(file, &c)
@@ -59,33 +64,36 @@ func (c serverConfig) options() (Options, error) {
 	bad := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%w: %s", ErrBadOptions, fmt.Sprintf(format, args...)))
 	}
-	host := ""
+	var hosts []string // of the other servers, each once
 	peers := make(map[string]string)
 	for i, addr := range c.ServersAddress {
-		h, _, err := net.SplitHostPort(addr)
-		if err != nil || h == "" {
+		host, _, err := splitConfigAddr(addr)
+		if err != nil || host == "" {
 			bad("servers_address[%d] %q: use host:port", i, addr)
 			continue
 		}
 		if peers[addr] != "" {
 			bad("servers_address[%d] %q: listed twice", i, addr)
 		}
-		if host == "" {
-			host = h
+		if !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
 		}
 		peers[addr] = addr
 	}
-	mine, port, err := net.SplitHostPort(c.MyPort)
-	if err != nil || port == "" || port == "0" {
+	self := c.MyPort
+	mine, port, err := splitConfigAddr(c.MyPort)
+	switch {
+	case err != nil:
 		bad("myport %q: use \":port\" or host:port", c.MyPort)
+	case mine != "": // as it stands: it is also this server's ID, which the others spell the same way
+	case len(hosts) > 1:
+		// Any of them would be a guess, and a wrong one makes another list of members than the others have.
+		bad("myport %q: the other servers are on %d hosts; use host:port to say which is this one's", c.MyPort, len(hosts))
+	case len(hosts) == 1:
+		self = net.JoinHostPort(hosts[0], port)
+	default:
+		self = net.JoinHostPort("localhost", port)
 	}
-	if mine == "" {
-		mine = host
-	}
-	if mine == "" {
-		mine = "localhost"
-	}
-	self := net.JoinHostPort(mine, port)
 	if peers[self] != "" {
 		bad("myport %q: servers_address lists this server too; it names the others only", c.MyPort)
 	}
@@ -128,11 +136,36 @@ func (c serverConfig) options() (Options, error) {
 	if name == "" {
 		bad("raftstatefilename: empty; name a file, whose place becomes the data directory")
 	}
+	o.Dir = configDir(name)
 	if errs != nil {
 		return Options{}, errors.Join(errs...)
 	}
-	o.Dir = strings.TrimSuffix(filepath.FromSlash(name), filepath.Ext(name))
+	// What the file has no rule for, such as the number of servers, Open would refuse later and without its name.
+	if err := o.withDefaults().validate(); err != nil {
+		return Options{}, err
+	}
 	return o, nil
+}
+
+// configDir makes a directory's name of a file's: "Persister/raftstate1.hdb" becomes "Persister/raftstate1".
+func configDir(name string) string {
+	name = filepath.FromSlash(name)
+	if stem := strings.TrimSuffix(name, filepath.Ext(name)); stem != "" && !os.IsPathSeparator(stem[len(stem)-1]) {
+		return stem
+	}
+	return name // ".hdb": without its extension there is no name left, and no Dir means memory
+}
+
+// splitConfigAddr takes "host:port" or ":port" with a port that somebody else can connect to.
+func splitConfigAddr(addr string) (host, port string, err error) {
+	if err := checkAddr(addr); err != nil {
+		return "", "", err
+	}
+	host, port, err = net.SplitHostPort(addr)
+	if n, convErr := strconv.ParseUint(port, 10, 16); err == nil && (convErr != nil || n == 0) {
+		err = fmt.Errorf("port %q: use 1 to 65535", port)
+	}
+	return host, port, err
 }
 
 // LoadClientConfig makes DialOptions from ChubbyGo's client_config.json: client_address becomes Addrs and maxreries
@@ -151,23 +184,34 @@ func LoadClientConfig(file string) (DialOptions, error) {
 
 func (c clientConfig) validate() error {
 	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: %s", ErrBadOptions, fmt.Sprintf(format, args...)))
+	}
 	if len(c.ClientAddress) == 0 {
-		errs = append(errs, fmt.Errorf("%w: client_address: empty; list the members' addresses", ErrBadOptions))
+		bad("client_address: empty; list the members' addresses")
 	}
 	for i, addr := range c.ClientAddress {
-		if err := checkAddr(addr); err != nil {
-			errs = append(errs, fmt.Errorf("%w: client_address[%d] %q: %v", ErrBadOptions, i, addr, err))
+		if host, _, err := splitConfigAddr(addr); err != nil || host == "" {
+			bad("client_address[%d] %q: use host:port", i, addr)
+		}
+		if slices.Contains(c.ClientAddress[:i], addr) {
+			bad("client_address[%d] %q: listed twice", i, addr) // it would count twice in a majority
 		}
 	}
 	if c.MaxRetries < 0 {
-		errs = append(errs, fmt.Errorf("%w: maxreries %d: use 0 for no bound, or a positive number", ErrBadOptions, c.MaxRetries))
+		bad("maxreries %d: use 0 for no bound, or a positive number", c.MaxRetries)
 	}
 	return errors.Join(errs...)
 }
 
 // readConfig reads one JSON object without unknown fields and with nothing behind it.
 func readConfig(file string, into any) error {
-	b, err := os.ReadFile(file)
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, configMax+1))
 	if err != nil {
 		return err
 	}
@@ -176,15 +220,26 @@ func readConfig(file string, into any) error {
 
 func parseConfig(b []byte, into any) error {
 	if len(b) > configMax {
-		return fmt.Errorf("%w: %d bytes, at most %d", ErrBadOptions, len(b), configMax)
+		return fmt.Errorf("%w: more than %d bytes", ErrBadOptions, configMax)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
-		return fmt.Errorf("%w: not the JSON of a configuration: %w", ErrBadOptions, err)
+		return fmt.Errorf("%w: not a configuration: %w; its fields are %s", ErrBadOptions, err, configFields(into))
 	}
-	if d.More() {
-		return fmt.Errorf("%w: more than one JSON value", ErrBadOptions)
+	// Not Decoder.More, which takes a closing bracket for an end.
+	if _, err := d.Token(); err != io.EOF {
+		return fmt.Errorf("%w: something follows the configuration's closing bracket", ErrBadOptions)
 	}
 	return nil
+}
+
+// configFields names the fields of a configuration, for whoever spelled one as English does.
+func configFields(config any) string {
+	t := reflect.TypeOf(config).Elem()
+	names := make([]string, t.NumField())
+	for i := range names {
+		names[i] = t.Field(i).Tag.Get("json")
+	}
+	return strings.Join(names, ", ")
 }
