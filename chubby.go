@@ -39,6 +39,8 @@ type Node struct {
 	proposer  *proposer
 	reader    *reader
 	compactor *compactor
+	detector  *detector
+	reload    sync.Mutex             // raft's reloadable configuration
 	leases    atomic.Pointer[leases] // while this node leads the cell
 	freshness freshness
 	ids       sessionIDs
@@ -115,6 +117,7 @@ func open(o Options) (_ *Node, err error) {
 			err = errors.Join(err, n.store.close())
 		}
 	}()
+	n.detector = newDetector(n)
 	n.server = raft.ServerID(o.ID + "." + n.store.identity().Incarnation)
 	network := o.Network
 	if network == nil {
@@ -123,7 +126,7 @@ func open(o Options) (_ *Node, err error) {
 	if n.transport, err = newTransport(transportConfig{
 		Server: n.server, ID: o.ID, Network: network, Listen: o.Listen, Advertise: o.Advertise, Security: security,
 		Heartbeat: o.HeartbeatTimeout, Election: o.ElectionTimeout, Level: featureLevel, Gate: o.Hooks.Gate, Logger: n.log,
-		Resolve: n.addresses, Stalled: n.stalled,
+		Resolve: n.addresses, Stalled: n.stalled, Gone: n.detector.gone,
 	}); err != nil {
 		return nil, err
 	}
@@ -215,6 +218,7 @@ func (n *Node) start(f founding) error {
 	n.wg.Go(n.reader.run)
 	n.wg.Go(n.refresh)
 	n.wg.Go(n.compactor.run)
+	n.wg.Go(n.detector.run)
 	n.wg.Go(n.keeper)
 	for range proposers {
 		n.proposes.Go(n.proposer.run)
@@ -229,7 +233,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.LocalID = n.server
 	c.HeartbeatTimeout = n.opts.HeartbeatTimeout
 	c.ElectionTimeout = n.opts.ElectionTimeout
-	c.LeaderLeaseTimeout = n.opts.HeartbeatTimeout * 3 / 4
+	c.LeaderLeaseTimeout = leaderLease(n.opts.HeartbeatTimeout)
 	c.CommitTimeout = min(10*time.Millisecond, n.opts.HeartbeatTimeout/4)
 	c.MaxAppendEntries = 64
 	c.ShutdownOnRemove = false

@@ -78,11 +78,7 @@ func (c *compactor) compact() error {
 	n := c.node
 	r := n.raft.Load()
 	keep := max(trailingFloor, min(trailingMin, n.store.trailing(n.opts.MaxLogBytes/2)), n.store.trailing(n.opts.MaxLogBytes/4))
-	conf := r.ReloadableConfig()
-	conf.TrailingLogs = keep
-	if err := r.ReloadConfig(conf); err != nil {
-		return err
-	}
+	n.reloadRaft(func(c *raft.ReloadableConfig) { c.TrailingLogs = keep })
 	f := r.Snapshot()
 	done := make(chan error, 1)
 	if !n.spawn(func() { done <- f.Error() }) {

@@ -50,6 +50,8 @@ type transportConfig struct {
 	// Stalled reports that this node's disk hangs. While it does, heartbeats fail and appends wait, so that others can
 	// take over. nil = never.
 	Stalled func() bool
+	// Gone is told when a control stream that a server had opened broke. It must not block. nil = nobody cares.
+	Gone func(id raft.ServerID)
 	// Authorize judges a stream after TLS and hello. Its error, with its sentinels, reaches the dialler. nil = all.
 	Authorize func(from peerInfo, p purpose) error
 }

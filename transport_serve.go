@@ -25,6 +25,9 @@ func (t *transport) admit(raw net.Conn) {
 	defer func() { <-t.accepted }()
 	s.wg.Go(s.write)
 	s.fail(s.serve())
+	if s.purpose == wire.Control && t.c.Gone != nil && t.ctx.Err() == nil {
+		t.c.Gone(s.peer.Server)
+	}
 	s.wg.Wait()
 }
 
