@@ -287,8 +287,7 @@ func (c *Client) jumped(root *state.State) {
 	}
 	c.mu.Unlock()
 	for o, w := range waiters {
-		// One that neither holds nor waits may be one that the snapshot does not know yet; a further copy of its command
-		// will tell.
+		// One that neither holds nor waits may be one that the snapshot does not know yet; a read will tell.
 		if generation, _, waiting := root.Grant(o.session, o.seq, w.path); !waiting {
 			c.granted(o, generation)
 		}

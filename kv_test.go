@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/chubbygo/chubby"
@@ -277,7 +278,7 @@ func TestBadInput(t *testing.T) {
 	before := n.Status().CommitIndex
 	long := strings.Repeat("d/", 33)
 	for _, path := range []string{
-		"", "//", "/a//b", "/a/", "a/", "/a/./b", "/..", ".", "/a\x00b", "/\xff", "/ls", "/ls/", "/ls/other/a", "/ls/local/", "/ls/local//a",
+		"", "//", "/a//b", "/a/", "a/", "/a/./b", "/..", ".", "/a\x00b", "/\xff", "/ls", "/ls/", "/ls/other/a", "/ls/local/", "/ls/local//a", "/ls/local/ls/x",
 		"/" + strings.Repeat("x", 256), "/" + strings.Repeat("abc/", 300) + "x", long + "x",
 	} {
 		for op, err := range map[string]error{
@@ -412,4 +413,23 @@ func TestLimits(t *testing.T) {
 	if _, err := n.NewSession(ctx, chubby.SessionOptions{}); err != nil {
 		t.Errorf("after one was closed: %v", err)
 	}
+}
+
+// More answers at once than the cell keeps for a session: calls wait for room instead of failing.
+func TestLargeAnswers(t *testing.T) {
+	n := openOne(t)
+	big := make([]byte, 200<<10)
+	if _, err := n.Set(t.Context(), "/big", big); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			r, err := n.Txn(t.Context(), chubby.Txn{Then: []chubby.Op{chubby.OpGet("/big"), chubby.OpGet("/big"), chubby.OpGet("/big")}})
+			if err != nil || len(r.Entries) != 3 || len(r.Entries[2].Data) != len(big) {
+				t.Errorf("%d entries, %v", len(r.Entries), err)
+			}
+		})
+	}
+	wg.Wait()
 }

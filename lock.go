@@ -219,36 +219,34 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 	if err != nil {
 		return nil, err
 	}
-	defer t.end()
 	// The waiter is known before the command leaves, because the grant may come before the answer.
 	me, w := owner{uint64(s.id), t.seq}, &lockWaiter{path: path, granted: make(chan uint64, 1)}
 	c.await(me, w)
 	defer c.forget(me)
-	cmd := command.Command{
+	r, err := s.send(ctx, t, &command.Command{
 		Kind: command.KindLock, Path: path, Mode: q.mode, Try: q.try, HasData: q.publish, Data: q.value,
 		Delay: uint64(o.delay / time.Millisecond),
+	}, false)
+	// Answered, queued or given up, the command needs its place in the window no longer: a waiter's place is in the
+	// queue. Were it kept open, one call that waits for an hour would fill the window with all that come after it.
+	t.end()
+	if err != nil {
+		if !errors.Is(err, ErrUncertain) {
+			return nil, err
+		}
+		s.withdraw(path, t.seq)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, certain(err)
 	}
-	var generation uint64
+	if r.Code != command.OK {
+		return nil, codeError(r.Code)
+	}
+	generation := r.Generation
 	for generation == 0 {
-		r, err := s.send(ctx, t, &cmd, false)
-		if err != nil {
-			if !errors.Is(err, ErrUncertain) {
-				return nil, err
-			}
-			s.withdraw(path, t.seq)
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			return nil, certain(err)
-		}
-		if r.Code != command.OK {
-			return nil, codeError(r.Code)
-		}
-		if generation = r.Generation; !r.Queued {
-			break
-		}
 		select {
-		case generation = <-w.granted: // 0: a further copy of the command is told why there will be no grant
+		case generation = <-w.granted:
 		case <-ctx.Done():
 			s.withdraw(path, t.seq)
 			return nil, ctx.Err()
@@ -257,8 +255,39 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 		case <-c.node.stopping:
 			return nil, c.node.stopCause()
 		}
+		if generation != 0 {
+			break
+		}
+		// The wait may have ended without a grant, or this node may have missed how it went on.
+		if generation, err = s.review(ctx, path, t.seq); err != nil {
+			return nil, err
+		}
 	}
 	return s.hold(ctx, &Lock{session: s, path: path, mode: q.mode, generation: generation, seq: t.seq, done: make(chan struct{})})
+}
+
+// review looks at what became of a waiting call: its generation, 0 if it waits on, or why it will not be granted.
+func (s *Session) review(ctx context.Context, path string, seq uint64) (generation uint64, err error) {
+	root, err := s.client.node.read(ctx)
+	if err != nil {
+		s.withdraw(path, seq)
+		return 0, err
+	}
+	generation, held, waiting := root.Grant(uint64(s.id), seq, path)
+	switch {
+	case held:
+		return generation, nil
+	case waiting:
+		return 0, nil
+	}
+	if _, live := root.Session(uint64(s.id)); !live {
+		return 0, s.client.node.lostCause()
+	}
+	// Only a campaign's wait ends otherwise: its value cannot be written at path any more.
+	if e, ok := root.Get(path); ok && e.Stat.Dir {
+		return 0, ErrIsDir
+	}
+	return 0, ErrNotDir
 }
 
 // hold makes the handle of a granted lock live. A session in jeopardy cannot vouch for it, so the call waits until the

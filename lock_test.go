@@ -435,3 +435,63 @@ func TestKeepAliveIsNotInTheLog(t *testing.T) {
 		mustUnlock(t, l)
 	})
 }
+
+// A call that waits does not use up its session: everything else goes on, and its Unlock above all.
+func TestWaitersDoNotFillTheWindow(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, cell *chubbytest.Cell) {
+		n := cell.Node(0)
+		l := mustLock(t, n, "/l")
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		var served atomic.Int64
+		for i := range 1100 {
+			wg.Go(func() {
+				ctx := ctx
+				if i%100 == 0 {
+					ctx = t.Context() // these wait to the end
+				}
+				l, err := n.Lock(ctx, "/l")
+				if err != nil {
+					return
+				}
+				served.Add(1)
+				mustUnlock(t, l)
+			})
+		}
+		time.Sleep(time.Second)
+		for i := range 1100 {
+			mustSet(t, n, "/x", fmt.Sprint(i))
+		}
+		cancel()
+		mustUnlock(t, l)
+		wg.Wait()
+		if got := served.Load(); got < 11 {
+			t.Errorf("%d waiters served", got)
+		}
+		time.Sleep(time.Second)
+		if info, err := n.LockInfo(t.Context(), "/l"); err != nil || info.Waiters != 0 || len(info.Holders) != 0 {
+			t.Errorf("LockInfo = %+v, %v", info, err)
+		}
+	})
+}
+
+// A campaign whose value cannot be written when its turn comes is told so, and the next one gets its turn.
+func TestCampaignRefused(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		l := mustLock(t, cell.Node(0), "/c")
+		errs := make(chan error, 1)
+		go func() {
+			_, err := cell.Node(1).Campaign(context.Background(), "/c", []byte("me"))
+			errs <- err
+		}()
+		time.Sleep(time.Second)
+		if _, err := cell.Node(2).Create(t.Context(), "/c", nil, chubby.CreateOptions{Dir: true}); err != nil {
+			t.Fatal(err)
+		}
+		mustUnlock(t, l)
+		if err := <-errs; !errors.Is(err, chubby.ErrIsDir) {
+			t.Errorf("Campaign: %v", err)
+		}
+		mustUnlock(t, mustLock(t, cell.Node(2), "/c"))
+	})
+}

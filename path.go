@@ -22,6 +22,8 @@ func cleanPath(path, cell string, l Limits) (string, error) {
 			return "", badPath(path, fmt.Sprintf("it is in cell %q, and this is cell %q", name, cell))
 		case inner == "" && strings.HasSuffix(rest, "/") && len(rest) > len(name)+1:
 			return "", badPath(path, "empty part")
+		case inner == "ls" || strings.HasPrefix(inner, "ls/"):
+			return "", badPath(path, "inside a cell the name ls is taken: full names begin with it")
 		}
 		p = "/" + inner
 	}

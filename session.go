@@ -202,16 +202,30 @@ func (s *Session) do(ctx context.Context, c *command.Command, urgent bool) (comm
 
 // send is do for a ticket that the caller has and ends.
 func (s *Session) send(ctx context.Context, t ticket, c *command.Command, urgent bool) (command.Result, error) {
-	c.Session, c.Seq, c.AckedBelow = uint64(s.id), t.seq, t.ackedBelow
-	r, err := s.client.node.propose(ctx, command.Append(nil, c), urgent, s.done)
-	if err != nil {
-		return r, err
+	for {
+		c.Session, c.Seq, c.AckedBelow = uint64(s.id), t.seq, t.window.acked()
+		r, err := s.client.node.propose(ctx, command.Append(nil, c), urgent, s.done)
+		if err != nil {
+			return r, err
+		}
+		s.client.saw(r.Revision)
+		switch r.Code {
+		case command.SessionExpired:
+			s.end(ErrSessionExpired)
+		case command.WindowFull:
+			// The cell keeps as many bytes of this session's answers as it will. It was not executed, and nothing was
+			// remembered; once other calls of the session have their answers there is room again.
+			select {
+			case <-time.After(retryPause):
+				continue
+			case <-ctx.Done():
+				return r, ctx.Err()
+			case <-s.done:
+				return r, s.client.node.lostCause()
+			}
+		}
+		return r, nil
 	}
-	s.client.saw(r.Revision)
-	if r.Code == command.SessionExpired {
-		s.end(ErrSessionExpired)
-	}
-	return r, nil
 }
 
 // begin takes the next sequence number.
@@ -299,8 +313,8 @@ const windowMax = 1024
 
 // ticket is one open sequence number.
 type ticket struct {
-	window          *window
-	seq, ackedBelow uint64
+	window *window
+	seq    uint64
 }
 
 func (w *window) init() { w.mu.base, w.mu.next = 1, 1 }
@@ -310,7 +324,7 @@ func (w *window) begin(ctx context.Context, lost <-chan struct{}) (ticket, error
 	for {
 		w.mu.Lock()
 		if w.mu.next < w.mu.base+windowMax {
-			t := ticket{w, w.mu.next, w.mu.base}
+			t := ticket{w, w.mu.next}
 			w.mu.open[w.mu.next%windowMax] = true
 			w.mu.next++
 			w.mu.Unlock()
@@ -329,6 +343,13 @@ func (w *window) begin(ctx context.Context, lost <-chan struct{}) (ticket, error
 			return ticket{}, fmt.Errorf("%d calls of this session wait for the cell: %w", windowMax, ctx.Err())
 		}
 	}
+}
+
+// acked returns the number below which all are answered.
+func (w *window) acked() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mu.base
 }
 
 // end closes the number: its command is answered, or nobody will ask for it again.

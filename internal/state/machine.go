@@ -162,7 +162,7 @@ func (m *Machine) answer(c *command.Command) (r command.Result) {
 	switch {
 	case c.Seq < s.acked:
 		return command.Result{Code: command.Old, Revision: m.w.revision}
-	case s.full():
+	case s.full() && c.Seq > s.acked:
 		return command.Result{Code: command.WindowFull, Revision: m.w.revision}
 	}
 	r = m.execute(c)

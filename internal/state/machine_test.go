@@ -180,7 +180,8 @@ func TestApplyUndecodable(t *testing.T) {
 	}
 }
 
-// The window holds 1024 commands, waiting ones included; beyond it nothing is executed or remembered.
+// The window holds 1024 answers; beyond it nothing is executed or remembered. Waiting commands have their places in the
+// queue.
 func TestWindowCount(t *testing.T) {
 	m := NewMachine(New("local", 7))
 	openSessions(t, m, 2)
@@ -194,25 +195,25 @@ func TestWindowCount(t *testing.T) {
 			t.Fatal(describe(&r))
 		}
 	}
-	for seq := uint64(25); seq <= 1024; seq++ {
+	for seq := uint64(25); seq < 25+1024; seq++ {
 		if r := set(seq, 0); r.Code != command.OK {
 			t.Fatal(seq, describe(&r))
 		}
 	}
 	for range 2 {
-		if r := set(1025, 0); r.Code != command.WindowFull {
+		if r := set(2000, 0); r.Code != command.WindowFull {
 			t.Fatal(describe(&r))
 		}
 	}
 	if r := set(1000, 0); r.Code != command.OK || r.Stat.Size != 4 {
 		t.Errorf("a copy of what was executed: %s", describe(&r))
 	}
-	// Grants only turn waiting places into answers.
+	// A grant is an answer too, however full the window is.
 	apply(t, m, &command.Command{Kind: command.KindCloseSession, Session: 2})
-	if r := set(1025, 1); r.Code != command.WindowFull {
+	if r := set(2000, 2); r.Code != command.WindowFull { // the grant's was acknowledged
 		t.Fatal(describe(&r))
 	}
-	if r := set(1025, 2); r.Code != command.OK { // one answer was acknowledged
+	if r := set(2000, 26); r.Code != command.OK { // and one more
 		t.Fatal(describe(&r))
 	}
 	if s, _ := m.Publish(); s.Check() != nil {
@@ -231,7 +232,7 @@ func TestWindowCount(t *testing.T) {
 func TestWindowBytes(t *testing.T) {
 	m := NewMachine(New("local", 7))
 	openSessions(t, m, 1)
-	apply(t, m, &command.Command{Kind: command.KindSet, Path: "/big", Data: make([]byte, 40<<10)})
+	apply(t, m, &command.Command{Kind: command.KindSet, Path: "/big", Data: make([]byte, 700<<10)})
 	get := func(seq, acked uint64) command.Result {
 		return apply(t, m, &command.Command{Kind: command.KindTxn, Session: 1, Seq: seq, AckedBelow: acked, Then: []command.Op{{Kind: command.OpGet, Path: "/big"}}})
 	}
@@ -242,6 +243,15 @@ func TestWindowBytes(t *testing.T) {
 	}
 	if r := get(3, 2); r.Code != command.OK {
 		t.Error(codeName(r.Code))
+	}
+	// The lowest one is not held up: nothing above it can be acknowledged before.
+	for _, c := range []struct {
+		seq  uint64
+		want command.Code
+	}{{11, command.OK}, {12, command.OK}, {10, command.WindowFull}, {9, command.OK}} {
+		if r := get(c.seq, 9); r.Code != c.want {
+			t.Errorf("%d: %s", c.seq, codeName(r.Code))
+		}
 	}
 }
 

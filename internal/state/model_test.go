@@ -146,15 +146,10 @@ func (m *model) answer(term uint64, c *command.Command) (r command.Result, store
 		return command.Result{Code: command.Old}, false
 	}
 	places, size := len(s.answers), 0
-	for _, o := range m.owners {
-		if o.session == c.Session && !o.held {
-			places++
-		}
-	}
 	for _, r := range s.answers {
 		size += len(command.AppendResult(nil, &r))
 	}
-	if places >= 1024 || size >= 64<<10 {
+	if (places >= 1024 || size >= 1<<20) && c.Seq > s.acked {
 		return command.Result{Code: command.WindowFull}, false
 	}
 	return m.execute(term, c), false

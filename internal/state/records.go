@@ -107,11 +107,12 @@ type answer struct {
 type batch struct{ _ byte }
 
 // The window of a session. Both bounds are checked before a command is executed, so the bytes can exceed theirs by the
-// answer of one command.
+// answer of one command. They do not hold up the lowest command that is not acknowledged: while it waits, nothing above
+// it can be acknowledged and make room. Waiting Lock commands have their places in the queue, not here.
 const (
-	windowMax      = 1024     // unacknowledged commands, waiting Lock commands included
-	windowBytesMax = 64 << 10 // bytes of encoded results
-	answerBytes    = 48       // most results are smaller
+	windowMax      = 1024    // unacknowledged commands
+	windowBytesMax = 1 << 20 // bytes of encoded results
+	answerBytes    = 48      // most results are smaller
 )
 
 func (s *session) view() SessionView {
@@ -127,7 +128,7 @@ func (s *session) clone(b *batch) *session {
 }
 
 func (s *session) full() bool {
-	return len(s.answers)+s.waits >= windowMax || s.bytes >= windowBytesMax
+	return len(s.answers) >= windowMax || s.bytes >= windowBytesMax
 }
 
 func (s *session) search(seq uint64) (int, bool) {

@@ -273,7 +273,7 @@ func (s *builder) readAnswer(f *fields) error {
 	id, a := f.number(), answer{seq: f.number()}
 	a.raw = f.rest()
 	v, ok := s.sessions.get(key64(id))
-	if !f.done() || !ok || len(v.answers) > 0 && v.answers[len(v.answers)-1].seq >= a.seq || len(v.answers) > windowMax {
+	if !f.done() || !ok || len(v.answers) > 0 && v.answers[len(v.answers)-1].seq >= a.seq {
 		f.bad = true
 		return nil
 	}
