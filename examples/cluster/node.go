@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/chubbygo/chubby"
@@ -41,8 +42,10 @@ type service struct {
 // runNode opens a node as the configuration file says, and does what the lines on in ask for until they end, which
 // they also do when the parent dies.
 func runNode(config string, in io.Reader, out io.Writer) error {
-	// Ctrl-C reaches every process at the terminal. The parent's end is the sign to go, and leaves time for Close.
-	signal.Ignore(os.Interrupt)
+	// The end of the lines is the sign to go, and leaves time for Close. Ctrl-C, which reaches every process at the
+	// terminal, must not come before it; nor must the signal for a reply to a parent that has just died, which without
+	// this ends a process that writes to a broken standard output.
+	signal.Ignore(os.Interrupt, syscall.SIGPIPE)
 
 	s := &service{}
 	s.out.Encoder = json.NewEncoder(out)
@@ -66,13 +69,7 @@ func runNode(config string, in io.Reader, out io.Writer) error {
 		if err = json.Unmarshal(lines.Bytes(), &q); err != nil {
 			break
 		}
-		wg.Go(func() {
-			r := s.serve(ctx, q)
-			// Nobody reads any more once the lines have ended, and writing to nobody would end the process before Close.
-			if ctx.Err() == nil {
-				s.reply(r)
-			}
-		})
+		wg.Go(func() { s.reply(s.serve(ctx, q)) })
 	}
 	cancel()
 	// Closing gives the locks back, so that the others need not wait for the lease.
