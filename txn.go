@@ -88,7 +88,7 @@ type Txn struct {
 type TxnResult struct {
 	Succeeded bool    // Then was done
 	Revision  uint64  // of the Txn; the cell's present one if it changed nothing
-	Entries   []Entry // one for each operation: the entry as the operation left or found it
+	Entries   []Entry // one for each operation: the entry as the operation left or found it; with Data only for OpGet and OpAdd
 }
 
 const txnMax = 256 // conditions and operations in one Txn
@@ -110,6 +110,9 @@ func (c *Client) Txn(ctx context.Context, t Txn) (TxnResult, error) {
 	out := TxnResult{Succeeded: r.Succeeded, Revision: r.Revision, Entries: make([]Entry, len(r.Entries))}
 	for i, e := range r.Entries {
 		out.Entries[i] = publicEntry(e)
+		if e.Stat.Size > len(e.Data) {
+			out.Entries[i].Data = nil // a write's answer does not repeat what was written
+		}
 	}
 	return out, nil
 }
