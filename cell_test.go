@@ -148,28 +148,42 @@ func TestMinorityAnswersNothing(t *testing.T) {
 	})
 }
 
-// The proof of leadership: a leader that was frozen while another was elected must not answer from its memory when it
-// goes on, however much it believes that it leads.
+// The proof of leadership: a leader that was frozen while another was elected must not answer from its memory, however
+// much it believes that it leads. Its raft does believe so: the goroutine that would step down hangs in a write to the
+// disk, as that of a process whose disk or machine stands still does.
 func TestReadDeposedLeader(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
 		mustSet(t, cell.Node(0), "/x", "1")
 		for round := range 5 {
 			old := cell.Index(cell.Leader())
 			cell.Pause(old)
+			stuck := make(chan error, 1)
+			go func() { _, err := cell.Node(old).Set(context.Background(), "/stuck", nil); stuck <- err }()
 			value := fmt.Sprint("new", round)
 			mustSet(t, cell.Node(others(3, old)[0]), "/x", value)
+			if role := cell.Node(old).Status().Role; role != chubby.RoleLeader {
+				t.Fatalf("the frozen node is %s: it was to believe that it leads", role)
+			}
 			type answer struct {
 				data string
 				err  error
 			}
-			answers := make(chan answer, 1)
-			go func() { // begins after the write was acknowledged elsewhere
-				e, err := cell.Node(old).Get(context.Background(), "/x")
-				answers <- answer{string(e.Data), err}
-			}()
+			answers := make(chan answer, 2)
+			for range 2 { // both begin after the write was acknowledged elsewhere
+				go func() {
+					e, err := cell.Node(old).Get(context.Background(), "/x")
+					answers <- answer{string(e.Data), err}
+				}()
+			}
+			synctest.Wait()
 			cell.Resume(old)
-			if a := <-answers; a.err != nil || a.data != value {
-				t.Fatalf("Get on the deposed leader = %q, %v, want %q", a.data, a.err, value)
+			for range 2 {
+				if a := <-answers; a.err != nil || a.data != value {
+					t.Fatalf("Get on the deposed leader = %q, %v, want %q", a.data, a.err, value)
+				}
+			}
+			if err := <-stuck; err != nil {
+				t.Errorf("the write that was stuck: %v", err)
 			}
 		}
 	})
@@ -177,7 +191,9 @@ func TestReadDeposedLeader(t *testing.T) {
 
 func TestFastGet(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
-		n := cell.Node(0)
+		follower := others(3, cell.Index(cell.Leader()))[0]
+		n := cell.Node(follower)
+		cell.Delay(0, 5*time.Millisecond) // so that an answer can be here before what it tells of
 		for i := range 50 {
 			value := fmt.Sprint(i)
 			mustSet(t, n, "/own", value)
@@ -185,12 +201,13 @@ func TestFastGet(t *testing.T) {
 				t.Fatalf("FastGet after own write = %q, %v, want %q", e.Data, err, value)
 			}
 		}
+		cell.Delay(0, 0)
 		time.Sleep(time.Minute) // nobody reads
 		e, err := n.FastGet(t.Context(), "/own")
 		if err != nil || e.Age > time.Second {
 			t.Errorf("Age on an idle node in touch with its leader = %v, %v", e.Age, err)
 		}
-		cell.Partition([]int{0}, []int{1, 2})
+		cell.Partition([]int{follower}, others(3, follower))
 		cut := time.Now()
 		time.Sleep(time.Minute)
 		e, err = n.FastGet(t.Context(), "/own")

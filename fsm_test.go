@@ -2,6 +2,7 @@ package chubby
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"math"
 	"testing"
@@ -89,6 +90,79 @@ func TestForeignSnapshotStopsNode(t *testing.T) {
 	<-n.Done()
 	if err := n.Err(); !errors.Is(err, ErrWrongCell) {
 		t.Errorf("Err = %v", err)
+	}
+}
+
+// The voter's side of a confirm round: yes to its present term and to no other, whoever asks.
+func TestAnswerConfirm(t *testing.T) {
+	n, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if _, err := n.Set(t.Context(), "/x", nil); err != nil {
+		t.Fatal(err)
+	}
+	term := n.raft.Load().CurrentTerm()
+	for asked, want := range map[uint64]byte{term - 1: 0, term: 1, term + 1: 0} {
+		answer, err := n.answerConfirm(t.Context(), peerInfo{}, binary.LittleEndian.AppendUint64(nil, asked))
+		if err != nil || len(answer) != 1 || answer[0] != want {
+			t.Errorf("term %d, asked for %d: %v, %v", term, asked, answer, err)
+		}
+	}
+	if _, err := n.answerConfirm(t.Context(), peerInfo{}, []byte{1}); !errors.Is(err, errBadMessage) {
+		t.Errorf("a question of one byte: %v", err)
+	}
+}
+
+// A leadership that is over, or that raft has lost, proves nothing.
+func TestLeadershipStands(t *testing.T) {
+	n, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if err := n.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for term, want := range map[uint64]bool{n.raft.Load().CurrentTerm(): true, n.raft.Load().CurrentTerm() + 1: false} {
+		l := n.newLeadership(term)
+		if l.stands() != want {
+			t.Errorf("term %d stands: %v", term, !want)
+		}
+		l.cancel()
+		if l.stands() {
+			t.Errorf("term %d stands after its end", term)
+		}
+	}
+}
+
+// An expiry that another term decided is void: the session lives.
+func TestExpiryOfAnotherTerm(t *testing.T) {
+	n, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	s, err := n.NewSession(t.Context(), SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, stale := range []bool{true, false} {
+		term := n.raft.Load().CurrentTerm()
+		if stale {
+			term--
+		}
+		c := command.Command{Kind: command.KindExpireSessions, Term: term, Sessions: []uint64{uint64(s.ID())}}
+		if _, err := n.propose(t.Context(), command.Append(nil, &c), true, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, live := n.fsm.root.Load().Session(uint64(s.ID())); live != stale {
+			t.Errorf("decided by an old leader: %v, session lives: %v", stale, live)
+		}
+	}
+	if !errors.Is(s.Err(), ErrSessionExpired) {
+		t.Errorf("Err = %v", s.Err())
 	}
 }
 

@@ -84,6 +84,13 @@ func (c *Client) fastGet(ctx context.Context, path string) (Entry, error) {
 	}
 	// The age is taken before the root, which can only be newer.
 	age, err := n.age()
+	if err != nil && c.last.Load() > 0 {
+		// This Client has had an answer already, by a write or by another read, so the cell can be asked how far to be.
+		asked := n.clock.Boot()
+		if _, err = n.read(ctx); err == nil {
+			age = n.clock.Boot() - asked
+		}
+	}
 	if err != nil {
 		return Entry{}, err
 	}
