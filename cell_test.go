@@ -73,7 +73,11 @@ func TestEveryCallOnEveryNode(t *testing.T) {
 // A write acknowledged on one node is in the memory of the others before anything else is written.
 func TestFollowersHearOfCommitsAtOnce(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
-		cell.Leader()
+		for _, n := range cell.Nodes() {
+			if err := n.WaitReady(within(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for i, n := range cell.Nodes() {
 			value := fmt.Sprint("v", i)
 			mustSet(t, n, "/x", value)

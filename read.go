@@ -3,7 +3,6 @@ package chubby
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -259,18 +258,18 @@ func (n *Node) age() (time.Duration, error) {
 // refresh keeps Age small, and a follower caught up, when nobody reads: one question every heartbeat.
 func (n *Node) refresh() {
 	for {
+		ctx, cancel := context.WithTimeout(n.ctx, n.callTimeout())
+		_, err := n.read(ctx)
+		cancel()
+		if err != nil && n.ctx.Err() == nil {
+			n.log.Debug("not in touch with the cell", "err", err)
+		}
 		t := time.NewTimer(n.opts.HeartbeatTimeout)
 		select {
 		case <-t.C:
 		case <-n.ctx.Done():
 			t.Stop()
 			return
-		}
-		ctx, cancel := context.WithTimeout(n.ctx, n.callTimeout())
-		_, err := n.read(ctx)
-		cancel()
-		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, ErrClosed) {
-			n.log.Debug("not in touch with the cell", "err", err)
 		}
 	}
 }
