@@ -202,26 +202,39 @@ func (s *Session) do(ctx context.Context, c *command.Command, urgent bool) (comm
 
 // send is do for a ticket that the caller has and ends.
 func (s *Session) send(ctx context.Context, t ticket, c *command.Command, urgent bool) (command.Result, error) {
+	full := false
+	// Once the cell has refused a copy for want of room, an earlier one that got lost may yet find some, so what ends the
+	// call from then on leaves it uncertain.
+	fail := func(err error) error {
+		if full && !errors.Is(err, ErrUncertain) {
+			err = fmt.Errorf("%w: %w", ErrUncertain, err)
+		}
+		return err
+	}
 	for {
 		c.Session, c.Seq, c.AckedBelow = uint64(s.id), t.seq, t.window.acked()
 		r, err := s.client.node.propose(ctx, command.Append(nil, c), urgent, s.done)
 		if err != nil {
-			return r, err
+			return r, fail(err)
 		}
 		s.client.saw(r.Revision)
 		switch r.Code {
 		case command.SessionExpired:
 			s.end(ErrSessionExpired)
+			if full {
+				return r, fail(ErrSessionExpired)
+			}
 		case command.WindowFull:
-			// The cell keeps as many bytes of this session's answers as it will. It was not executed, and nothing was
-			// remembered; once other calls of the session have their answers there is room again.
+			// The cell keeps as many bytes of this session's answers as it will. This copy was not executed; once other
+			// calls of the session have their answers there is room again.
+			full = true
 			select {
 			case <-time.After(retryPause):
 				continue
 			case <-ctx.Done():
-				return r, ctx.Err()
+				return r, fail(ctx.Err())
 			case <-s.done:
-				return r, s.client.node.lostCause()
+				return r, fail(s.client.node.lostCause())
 			}
 		}
 		return r, nil
