@@ -73,9 +73,9 @@ func makeDir(dir string) error {
 	return makeDir(dir)
 }
 
-// openDir takes a directory: log.db, whose lock is the ownership of all, and snap.db. If log.db is not there it makes
-// both, log.db last.
-func openDir(dir string, first map[string][]byte) (logFile, snapFile, bool, error) {
+// openDir takes a directory: log.db, whose lock is the ownership of all, the journal in front of it, and snap.db. If
+// log.db is not there it makes the files, log.db last but for the journal.
+func openDir(dir string, first map[string][]byte, fault func(op string) error, fail func(error)) (logFile, snapFile, bool, error) {
 	if err := makeDir(dir); err != nil {
 		return nil, nil, false, err
 	}
@@ -104,13 +104,17 @@ func openDir(dir string, first map[string][]byte) (logFile, snapFile, bool, erro
 		// Only now: before, they may be those of somebody who is making this directory too.
 		err = removeTemps(dir)
 	}
+	var journal *journal
+	if err == nil {
+		journal, err = openJournalFile(filepath.Join(dir, journalFileName), log, fault, fail)
+	}
 	if err != nil {
 		if snap != nil {
 			err = errors.Join(err, snap.close())
 		}
 		return nil, nil, false, errors.Join(err, log.Close())
 	}
-	return log, snap, created, nil
+	return journal, snap, created, nil
 }
 
 func openBoltLog(path string) (log *raftboltdb.BoltStore, err error) {

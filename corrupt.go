@@ -6,8 +6,9 @@ import (
 )
 
 const (
-	logFileName  = "log.db"
-	snapFileName = "snap.db"
+	logFileName     = "log.db"
+	snapFileName    = "snap.db"
+	journalFileName = "journal"
 )
 
 // corruptf says what is damaged, where, and what to do about it.

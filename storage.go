@@ -104,20 +104,22 @@ func openStore(c storeConfig) (*store, error) {
 	if c.Fail == nil {
 		c.Fail = func(error) {}
 	}
+	var s *store
 	var err error
 	var file logFile
 	var snaps snapFile
 	var created bool
 	first := firstRecords(c)
 	if c.Dir != "" {
-		file, snaps, created, err = openDir(c.Dir, first)
+		// Nothing fails in the background before something is stored, through s.
+		file, snaps, created, err = openDir(c.Dir, first, c.Fault, func(err error) { _ = s.fail(err) })
 	} else {
 		file, snaps, created, err = openDisk(c.Disk, first)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s := newStore(c, file, snaps)
+	s = newStore(c, file, snaps)
 	s.meta.created = created
 	if err := s.load(); err != nil {
 		return nil, errors.Join(err, s.closeFiles())

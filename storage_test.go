@@ -249,7 +249,7 @@ func TestStoreJoined(t *testing.T) {
 func TestStoreModes(t *testing.T) {
 	p := places(t)["dir"]
 	p.founded(t)
-	for name, want := range map[string]os.FileMode{".": 0o700, "log.db": 0o600, "snap.db": 0o600} {
+	for name, want := range map[string]os.FileMode{".": 0o700, "log.db": 0o600, "snap.db": 0o600, "journal": 0o600} {
 		info, err := os.Stat(filepath.Join(p.Dir, name))
 		if err != nil {
 			t.Fatal(err)
@@ -259,7 +259,7 @@ func TestStoreModes(t *testing.T) {
 		}
 	}
 	l, err := os.ReadDir(p.Dir)
-	if err != nil || len(l) != 2 {
+	if err != nil || len(l) != 3 {
 		t.Errorf("directory holds %v, %v", l, err)
 	}
 }

@@ -33,8 +33,13 @@ func AppendAppendEntries(b []byte, m *raft.AppendEntriesRequest) []byte {
 	b = le.AppendUint64(b, m.PrevLogEntry)
 	b = le.AppendUint64(b, m.PrevLogTerm)
 	b = le.AppendUint64(b, m.LeaderCommitIndex)
-	b = le.AppendUint32(b, uint32(len(m.Entries)))
-	for _, l := range m.Entries {
+	return AppendLogs(b, m.Entries)
+}
+
+// AppendLogs encodes log entries.
+func AppendLogs(b []byte, logs []*raft.Log) []byte {
+	b = le.AppendUint32(b, uint32(len(logs)))
+	for _, l := range logs {
 		b = le.AppendUint64(b, l.Index)
 		b = le.AppendUint64(b, l.Term)
 		b = append(b, byte(l.Type))
@@ -55,26 +60,39 @@ func DecodeAppendEntries(b []byte) (*raft.AppendEntriesRequest, error) {
 		PrevLogEntry:      d.u64(),
 		PrevLogTerm:       d.u64(),
 		LeaderCommitIndex: d.u64(),
+		Entries:           d.logs(),
 	}
+	return m, d.end()
+}
+
+// DecodeLogs is the inverse of AppendLogs.
+func DecodeLogs(b []byte) ([]*raft.Log, error) {
+	d := decoder{b: b}
+	logs := d.logs()
+	return logs, d.end()
+}
+
+func (d *decoder) logs() []*raft.Log {
 	n := int64(d.u32())
 	if n > int64(len(d.b)/logBase) {
 		d.fail("%d entries declared in %d bytes", n, len(d.b))
 	}
-	if d.err == nil && n > 0 {
-		logs := make([]raft.Log, n)
-		m.Entries = make([]*raft.Log, n)
-		for i := range logs {
-			l := &logs[i]
-			l.Index = d.u64()
-			l.Term = d.u64()
-			l.Type = raft.LogType(d.u8())
-			l.AppendedAt = fromUnixNano(int64(d.u64()))
-			l.Data = d.bytes()
-			l.Extensions = d.bytes()
-			m.Entries[i] = l
-		}
+	if d.err != nil || n == 0 {
+		return nil
 	}
-	return m, d.end()
+	logs := make([]raft.Log, n)
+	list := make([]*raft.Log, n)
+	for i := range logs {
+		l := &logs[i]
+		l.Index = d.u64()
+		l.Term = d.u64()
+		l.Type = raft.LogType(d.u8())
+		l.AppendedAt = fromUnixNano(int64(d.u64()))
+		l.Data = d.bytes()
+		l.Extensions = d.bytes()
+		list[i] = l
+	}
+	return list
 }
 
 func unixNano(t time.Time) int64 {
