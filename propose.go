@@ -36,8 +36,11 @@ const (
 	retryPause      = 2 * time.Millisecond // before another attempt where nothing tells that it will do better
 
 	// An entry costs flushes of several disks, however much it holds. So a second one leaves only when it is a worthy
-	// load, and after an entry the leader gives those whom it just answered a moment to come back: see gather.
+	// load, or when there are so few commands in all that sharing would save nothing worth waiting for: a lock that
+	// changes hands must not wait for its last holder's next call. And after an entry the leader gives those whom it just
+	// answered a moment to come back: see gather.
 	worthyCommands = 256
+	lightCommands  = 5                      // in flight and queued
 	gatherCommands = 8                      // fewer do not make waiting worth it
 	gatherMin      = 50 * time.Microsecond  // below it a flush is too cheap to wait for company
 	gatherMax      = 500 * time.Microsecond // however slow the disk is
@@ -105,6 +108,7 @@ type proposer struct {
 		entries        map[uint64]*batch
 		last           uint64 // number of the newest entry
 		applying       int    // entries in flight
+		flying         int    // commands in them
 		expected       int    // commands worth waiting for in the queue; 0 = none
 		gathering      uint64 // counts the waits, so that a late timer does not end another's
 		held           bool   // the log is over its limit: proposals wait for the snapshot
@@ -358,6 +362,7 @@ func (p *proposer) run() {
 		p.mu.bytes -= b.bytes
 		if r.lead != nil {
 			p.mu.applying--
+			p.mu.flying -= b.commands
 			p.gather(b.commands, time.Since(start))
 			p.work.Signal()
 		}
@@ -403,7 +408,7 @@ func (p *proposer) ready(r route) bool {
 	case p.mu.applying == 0:
 		return n >= p.mu.expected
 	}
-	return p.mu.applying < entriesInFlight && n >= worthyCommands
+	return p.mu.applying < entriesInFlight && (n >= worthyCommands || p.mu.flying+n <= lightCommands)
 }
 
 // take waits for something to do and somewhere to send it, and takes all that fits into one entry.
@@ -418,6 +423,7 @@ func (p *proposer) take() (*batch, route, bool) {
 			p.fill(b, &p.mu.normal)
 			if r.lead != nil {
 				p.mu.applying++
+				p.mu.flying += b.commands
 				p.mu.expected = 0
 			}
 			if p.ready(r) {
