@@ -44,6 +44,7 @@ type seat struct {
 	id     string
 	disk   *hook.Disk
 	gate   *hook.Gate
+	writes *hook.Gate // what is written to the disk waits at it
 	clock  *clock
 	hooks  *hook.Hooks            // of the present node
 	fault  *atomic.Pointer[error] // what every storage operation of the present node fails with
@@ -67,7 +68,7 @@ func NewCell(tb testing.TB, n int, opts ...func(*chubby.Options)) *Cell {
 	}
 	c := &Cell{tb: tb, net: memnet.New(), opts: opts, peers: make(map[string]string)}
 	for i := range n {
-		s := &seat{id: fmt.Sprintf("n%d", i), disk: &hook.Disk{}, gate: &hook.Gate{}, clock: newClock()}
+		s := &seat{id: fmt.Sprintf("n%d", i), disk: &hook.Disk{}, gate: &hook.Gate{}, writes: &hook.Gate{}, clock: newClock()}
 		c.mu.seats = append(c.mu.seats, s)
 		c.peers[s.id] = s.id + ":1"
 	}
@@ -190,6 +191,7 @@ func (c *Cell) Restart(i int) {
 	c.mu.Unlock()
 	fault := &atomic.Pointer[error]{}
 	hooks := &hook.Hooks{Clock: s.clock, Disk: s.disk, Gate: s.gate, Storage: func(string) error {
+		s.writes.Wait()
 		if err := fault.Load(); err != nil {
 			return *err
 		}
@@ -259,14 +261,47 @@ func (c *Cell) Pause(i int) {
 	s.gate.Shut()
 }
 
-// Resume ends a Pause.
+// Stall is Pause with a clock that goes on, as that of a stopped process does. The node's timers fire at Resume.
+func (c *Cell) Stall(i int) {
+	c.tb.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.seat(i)
+	s.clock.hold()
+	s.gate.Shut()
+}
+
+// StallDisk keeps node i from writing to its disk until Resume. It answers what needs no write, and its watchdog, which
+// looks at writes that have begun, does not see it.
+func (c *Cell) StallDisk(i int) {
+	c.tb.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seat(i).writes.Shut()
+}
+
+// Resume ends Pause, Stall and StallDisk.
 func (c *Cell) Resume(i int) {
 	c.tb.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.seat(i)
-	s.gate.Open()
+	// The clock first: it is what everything that waits at the gates will look at.
 	s.clock.resume()
+	s.writes.Open()
+	s.gate.Open()
+}
+
+// Skew makes the clock of node i run by ppm millionths faster than the test's, slower if negative, from now on and over
+// restarts. Guarantees that depend on clocks assume rates within 1 %: 10,000.
+func (c *Cell) Skew(i int, ppm int64) {
+	c.tb.Helper()
+	if ppm < -500_000 || ppm > 500_000 {
+		c.tb.Fatalf("chubbytest: Skew by %d ppm; use -500,000 to 500,000", ppm)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seat(i).clock.skew(ppm)
 }
 
 // cleanup ends the faults, compares the nodes, and closes them.
