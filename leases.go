@@ -148,8 +148,12 @@ func (s *leases) expire(now time.Duration) {
 		return
 	}
 	s.lead.node.log.Info("sessions expired", "sessions", len(ids), "first", ids[0])
-	s.propose(&command.Command{Kind: command.KindExpireSessions, Term: s.lead.term, Sessions: ids})
-	// Whatever came of it is applied here, or the term is over: KeepAlives may look at the state again.
+	if !s.propose(&command.Command{Kind: command.KindExpireSessions, Term: s.lead.term, Sessions: ids}) {
+		// The leadership is over, and the entry may yet be executed. The marks stay: a KeepAlive whose confirm round ended
+		// in time may still be on its way to its answer.
+		return
+	}
+	// What came of it is applied here: KeepAlives may look at the state again.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
@@ -185,8 +189,7 @@ func (s *leases) propose(c *command.Command) bool {
 
 // keepAlive answers one node's KeepAlive for all its sessions.
 func (s *leases) keepAlive(ctx context.Context, ids []uint64) ([]byte, error) {
-	n := s.lead.node
-	received := n.clock.Mono()
+	received := s.lead.node.clock.Mono()
 	s.mu.Lock()
 	s.mu.inbox++
 	s.mu.Unlock()
@@ -197,8 +200,13 @@ func (s *leases) keepAlive(ctx context.Context, ids []uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.answer(ids, received), nil
+}
+
+// answer renews those of the sessions that live, from received on. Called with mu held.
+func (s *leases) answer(ids []uint64, received time.Duration) []byte {
 	// Read under mu: once expire has taken its mark away, this root has the outcome.
-	root := n.fsm.root.Load()
+	root := s.lead.node.fsm.root.Load()
 	answer := make([]byte, len(ids))
 	for i, id := range ids {
 		v, live := root.Session(id)
@@ -214,7 +222,7 @@ func (s *leases) keepAlive(ctx context.Context, ids []uint64) ([]byte, error) {
 			}
 		}
 	}
-	return answer, nil
+	return answer
 }
 
 func millis(n uint64) time.Duration { return time.Duration(n) * time.Millisecond }
