@@ -51,7 +51,7 @@ func TestSchedules(t *testing.T) {
 	sum := make(tally)
 	start := time.Now()
 	for seed := first; seed < first+uint64(total); seed++ {
-		r := &schedule{seed: seed, tally: make(tally)}
+		r := &schedule{seed: seed}
 		if !t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			synctest.Test(t, r.run)
 		}) {
@@ -124,11 +124,38 @@ const farFuture = 1000 * time.Hour
 
 func (r *schedule) run(t *testing.T) {
 	rng := rand.New(rand.NewPCG(r.seed, 0))
+	r.open(t, rng)
+	ctx, cancel := context.WithTimeout(context.Background(), scheduleLength)
+	defer cancel()
+	heal := r.inject(ctx, rng)
+	var callers sync.WaitGroup
+	for i := range r.nodes {
+		for range 2 {
+			own, rng := rng.IntN(2) == 0, rand.New(rand.NewPCG(rng.Uint64(), 0))
+			callers.Go(func() { r.caller(ctx, rng, i, own) })
+		}
+	}
+	looks := rand.New(rand.NewPCG(rng.Uint64(), 0))
+	callers.Go(func() {
+		for ctx.Err() == nil {
+			pause(ctx, upTo(looks, 200*time.Millisecond))
+			r.look()
+		}
+	})
+	heal()
+	healed, term := time.Now(), r.term()
+	callers.Wait() // they unlock what they have
+	r.recovers(healed, term)
+}
+
+// open makes a cell, and draws what kind of one.
+func (r *schedule) open(t *testing.T, rng *rand.Rand) {
 	r.t, r.nodes, r.lease = t, 3, time.Duration(1+rng.IntN(4))*time.Second
 	if rng.IntN(5) == 0 {
 		r.nodes = 5
 	}
 	grace := []time.Duration{-1, r.lease, 45 * time.Second}[rng.IntN(3)]
+	r.tally = make(tally)
 	r.held, r.guards = make(map[string][]holding), make(map[string]*fence.Guard)
 	r.newest, r.newestExclusive = make(map[string]uint64), make(map[string]uint64)
 	r.written = make(map[string]chubby.Sequencer)
@@ -142,41 +169,27 @@ func (r *schedule) run(t *testing.T) {
 		o.SessionLease, o.GracePeriod, o.MaxLogBytes = r.lease, grace, 64<<10
 	})
 	r.cell.Leader()
+}
 
-	ctx, cancel := context.WithTimeout(context.Background(), scheduleLength)
-	defer cancel()
-	var faults, callers sync.WaitGroup
-	stream := uint64(0)
-	start := func(wg *sync.WaitGroup, f func(context.Context, *rand.Rand)) {
-		stream++
-		rng := rand.New(rand.NewPCG(r.seed, stream))
-		wg.Go(func() { f(ctx, rng) })
+// inject starts the faults. heal waits for ctx and for their end, and leaves everything whole but the clocks.
+func (r *schedule) inject(ctx context.Context, rng *rand.Rand) (heal func()) {
+	var wg sync.WaitGroup
+	start := func(f func(*rand.Rand)) {
+		rng := rand.New(rand.NewPCG(rng.Uint64(), 0))
+		wg.Go(func() { f(rng) })
 	}
-	start(&faults, r.networkFaults)
-	start(&faults, r.clockFaults)
+	start(func(rng *rand.Rand) { r.networkFaults(ctx, rng) })
+	start(func(rng *rand.Rand) { r.clockFaults(ctx, rng) })
 	// Each breaks nodes of its own, so that two can be broken at once.
 	breakers := 1 + min(rng.IntN(3), 1)
 	for b := range breakers {
-		start(&faults, func(ctx context.Context, rng *rand.Rand) { r.nodeFaults(ctx, rng, b, breakers) })
+		start(func(rng *rand.Rand) { r.nodeFaults(ctx, rng, b, breakers) })
 	}
-	for i := range r.nodes {
-		for range 2 {
-			own := rng.IntN(2) == 0
-			start(&callers, func(ctx context.Context, rng *rand.Rand) { r.caller(ctx, rng, i, own) })
-		}
+	return func() {
+		wg.Wait()
+		r.cell.Heal()
+		r.cell.Delay(0, 0)
 	}
-	start(&callers, func(ctx context.Context, rng *rand.Rand) {
-		for ctx.Err() == nil {
-			pause(ctx, upTo(rng, 200*time.Millisecond))
-			r.look()
-		}
-	})
-	faults.Wait()
-	r.cell.Heal()
-	r.cell.Delay(0, 0)
-	healed, term := time.Now(), r.term()
-	callers.Wait() // they unlock what they have
-	r.recovers(healed, term)
 }
 
 // recovers wants each lock within the bound: an election, the lease of a lost holder as the cell counts it by a clock

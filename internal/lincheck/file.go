@@ -45,20 +45,7 @@ type fileState struct {
 func Files() porcupine.Model {
 	m := porcupine.NondeterministicModel{
 		Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-			byPath := make(map[string][]porcupine.Operation)
-			var order []string
-			for _, op := range history {
-				p := op.Input.(FileCall).Path
-				if byPath[p] == nil {
-					order = append(order, p)
-				}
-				byPath[p] = append(byPath[p], op)
-			}
-			parts := make([][]porcupine.Operation, 0, len(order))
-			for _, p := range order {
-				parts = append(parts, byPath[p])
-			}
-			return parts
+			return byPath(history, func(input any) string { return input.(FileCall).Path })
 		},
 		Init: func() []any { return []any{fileState{}} },
 		Step: func(state, input, output any) []any {
@@ -108,4 +95,22 @@ func step(s fileState, c FileCall) (fileState, FileAnswer) {
 		return fileState{}, FileAnswer{}
 	}
 	panic(fmt.Sprintf("lincheck: no operation %d", c.Op))
+}
+
+// byPath puts the calls of each path into a part of their own.
+func byPath(history []porcupine.Operation, path func(input any) string) [][]porcupine.Operation {
+	byPath := make(map[string][]porcupine.Operation)
+	var order []string
+	for _, op := range history {
+		p := path(op.Input)
+		if byPath[p] == nil {
+			order = append(order, p)
+		}
+		byPath[p] = append(byPath[p], op)
+	}
+	parts := make([][]porcupine.Operation, 0, len(order))
+	for _, p := range order {
+		parts = append(parts, byPath[p])
+	}
+	return parts
 }
