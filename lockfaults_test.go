@@ -190,6 +190,29 @@ func TestGivenUpWaiterLeaves(t *testing.T) {
 	})
 }
 
+// A lock call whose answer is lost may have been granted. It returns the error of its ctx alone, and gives back what it got.
+func TestDoubtfulLockIsWithdrawn(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		leader := cell.Index(cell.Leader())
+		caller := others(3, leader)[0]
+		if _, err := cell.Node(caller).Session(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		cell.Cut(leader, caller)
+		_, err := cell.Node(caller).Lock(within(t, 50*time.Millisecond), "/d")
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, chubby.ErrUncertain) {
+			t.Fatal(err)
+		}
+		cell.Heal()
+		time.Sleep(time.Second)
+		l, err := cell.Node(leader).TryLock(t.Context(), "/d")
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustUnlock(t, l)
+	})
+}
+
 // Generations of one path grow for ever: over deletion of the file at the path and of the lock that nobody needs any
 // more, over snapshots, and over restarts.
 func TestGenerationsGrow(t *testing.T) {
