@@ -111,6 +111,7 @@ type schedule struct {
 // holding is a Lock handle that a caller on a node was given.
 type holding struct {
 	lock *chubby.Lock
+	ctx  context.Context // of the lock, the newest
 	node int
 }
 
@@ -342,7 +343,7 @@ func (r *schedule) granted(l *chubby.Lock, node int) {
 	if l.Mode() == chubby.Exclusive {
 		r.newestExclusive[path] = max(r.newestExclusive[path], generation)
 	}
-	r.held[path] = append(r.held[path], holding{l, node})
+	r.held[path] = append(r.held[path], holding{l, l.Context(), node})
 	r.lookLocked()
 }
 
@@ -354,18 +355,30 @@ func (r *schedule) look() {
 }
 
 func (r *schedule) lookLocked() {
+	// Contexts that callers have go first: asking a Lock anything makes its session look at the clock, which a context
+	// must do for itself.
+	kept := make(map[*chubby.Lock]bool)
+	for _, list := range r.held {
+		for _, h := range list {
+			kept[h.lock] = h.ctx.Err() == nil
+		}
+	}
 	for path, list := range r.held {
-		r.held[path] = slices.DeleteFunc(list, func(h holding) bool { return h.lock.Err() != nil })
 		var alive []holding
 		exclusive, excused := false, false
-		for _, h := range r.held[path] {
-			if h.lock.Context().Err() != nil {
+		for i := range list {
+			h := &list[i]
+			if h.lock.Err() == nil {
+				h.ctx = h.lock.Context() // a new one if the session was saved
+			}
+			if !kept[h.lock] && h.ctx.Err() != nil {
 				continue
 			}
-			alive = append(alive, h)
+			alive = append(alive, *h)
 			exclusive = exclusive || h.lock.Mode() == chubby.Exclusive
 			excused = excused || r.excusesLocked(h.node)
 		}
+		r.held[path] = slices.DeleteFunc(list, func(h holding) bool { return h.lock.Err() != nil })
 		switch {
 		case len(alive) < 2 || !exclusive:
 		case excused:
