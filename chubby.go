@@ -126,7 +126,7 @@ func open(o Options) (_ *Node, err error) {
 	if n.transport, err = newTransport(transportConfig{
 		Server: n.server, ID: o.ID, Network: network, Listen: o.Listen, Advertise: o.Advertise, Security: security,
 		Heartbeat: o.HeartbeatTimeout, Election: o.ElectionTimeout, Level: featureLevel, Gate: o.Hooks.Gate, Logger: n.log,
-		Resolve: n.addresses, Stalled: n.stalled, Gone: n.detector.gone,
+		Resolve: n.addresses, Stalled: n.stalled, Gone: n.detector.gone, Authorize: n.authorize,
 	}); err != nil {
 		return nil, err
 	}

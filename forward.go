@@ -60,7 +60,7 @@ func (n *Node) answerForward(ctx context.Context, _ peerInfo, frame []byte) ([]b
 		return nil, nil
 	}
 	g.left.Store(int64(len(props)))
-	if n.stalled() || n.proposer.enqueueGroup(props) == statusRefused {
+	if n.stalled() || n.proposer.enqueueGroup(allowed(props)) == statusRefused {
 		answer := make([]byte, len(props))
 		for i := range answer {
 			answer[i] = byte(statusRefused)
@@ -77,6 +77,20 @@ func (n *Node) answerForward(ctx context.Context, _ peerInfo, frame []byte) ([]b
 		answer = appendOutcome(answer, x.status, &x.result)
 	}
 	return answer, nil
+}
+
+// allowed refuses what only the cell leader itself may decide, and gives the rest. An honest node sends such a command
+// when it has just lost the leadership in which it decided it; the leader that it reaches now has its own.
+func allowed(props []*proposal) []*proposal {
+	kept := make([]*proposal, 0, len(props))
+	for _, p := range props {
+		if command.ForLeader(p.raw) {
+			p.complete(statusRefused, nil)
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	return kept
 }
 
 func appendOutcome(dst []byte, s status, r *command.Result) []byte {

@@ -18,6 +18,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/chubbygo/chubby/internal/wire"
 )
 
 const (
@@ -246,4 +248,21 @@ func isLoopback(addr string) bool {
 	}
 	ip := net.ParseIP(host)
 	return ip != nil && ip.IsLoopback()
+}
+
+// authorize keeps raft's streams to the members of the latest configuration. A certificate of the cell's authority makes
+// nobody a member, so it gives calls and no more.
+func (n *Node) authorize(from peerInfo, p purpose) error {
+	if p == wire.RPC || p == wire.Found {
+		return nil
+	}
+	if n.raft.Load() == nil {
+		return errNotFounded // raft is starting; the dialler tries again
+	}
+	for _, s := range n.configuration().Servers {
+		if s.ID == from.Server {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s is no member of the cell", ErrPermission, from.Server)
 }

@@ -58,6 +58,28 @@ var commands = []Command{
 	{Kind: KindCancelLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", LockSeq: 7},
 }
 
+// What the leader alone may decide is told by the first fields; every other command is anybody's.
+func TestForLeader(t *testing.T) {
+	for i := range commands {
+		c := commands[i]
+		want := c.Kind == KindBarrier || c.Kind == KindExpireSessions || c.Kind == KindClearDelay
+		if got := ForLeader(Append(nil, &c)); got != want {
+			t.Errorf("kind %d: %v", c.Kind, got)
+		}
+		if c.Kind == KindUnlock {
+			c.Seq = 0
+			if !ForLeader(Append(nil, &c)) {
+				t.Error("an Unlock without a sequence, which only the leader sends")
+			}
+		}
+	}
+	for _, raw := range [][]byte{nil, {Version}, {Version, byte(KindUnlock)}, {Version, byte(KindUnlock), 1}, {99, byte(KindBarrier)}} {
+		if ForLeader(raw) {
+			t.Errorf("%x is no command", raw)
+		}
+	}
+}
+
 var stat = Stat{Instance: 1, Generation: 300, LockGeneration: 3, ACLGeneration: 4, Revision: 70000, Checksum: 0x0102030405060708, Size: 5, Children: 6, Dir: true, Ephemeral: true}
 
 var results = []Result{

@@ -97,6 +97,26 @@ func Append(dst []byte, c *Command) []byte {
 	return dst
 }
 
+// ForLeader reports whether an encoded command is one that only the cell leader may decide to propose: the barrier of its
+// term, and what its clocks tell it. It looks at the first fields only; what cannot be decoded is none.
+func ForLeader(raw []byte) bool {
+	if len(raw) < 2 || raw[0] != Version {
+		return false
+	}
+	switch Kind(raw[1]) {
+	case KindBarrier, KindExpireSessions, KindClearDelay:
+		return true
+	case KindUnlock:
+		_, n := binary.Uvarint(raw[2:]) // Session
+		if n <= 0 {
+			return false
+		}
+		seq, m := binary.Uvarint(raw[2+n:])
+		return m > 0 && seq == 0
+	}
+	return false
+}
+
 func appendConds(dst []byte, conds []Cond) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(conds)))
 	for i := range conds {
