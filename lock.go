@@ -27,11 +27,16 @@ type Sequencer = fence.Sequencer
 type LockOption struct{ set func(*lockOptions) }
 
 type lockOptions struct {
-	delay time.Duration
-	err   error
+	delay   time.Duration
+	maxHold time.Duration // 0 = no bound
+	err     error
 }
 
-const lockDelayMax = time.Minute
+const (
+	lockDelayMax = time.Minute
+	maxHoldMin   = time.Millisecond
+	maxHoldMax   = 30 * 24 * time.Hour
+)
 
 // LockDelay keeps the lock shut for d, 0 to 60 s, after its holder's session was lost, so that requests the holder had
 // under way cannot meet its successor's (Chubby §2.4). It does not apply after Unlock or Session.Close. The default
@@ -40,7 +45,21 @@ func LockDelay(d time.Duration) LockOption {
 	return LockOption{func(o *lockOptions) {
 		o.delay = d
 		if d < 0 || d > lockDelayMax {
-			o.err = fmt.Errorf("%w: LockDelay %v: use 0 to %v", ErrBadOptions, d, lockDelayMax)
+			o.err = errors.Join(o.err, fmt.Errorf("%w: LockDelay %v: use 0 to %v", ErrBadOptions, d, lockDelayMax))
+		}
+	}}
+}
+
+// MaxHold bounds how long the lock is held, from its grant: d, 1 ms to 720 h. When d is over by the holder's clock,
+// Context and Done end with ErrLockLost, and only then the cell gives the lock to the next. If the holder cannot be
+// reached the cell does so by itself, a little later: after d x 1.01 + max(d/10, 200 ms), or after the session's lease.
+// Like Unlock it names this grant, so it never ends a later holder's. Without it a lock is held until Unlock or until
+// the session's end.
+func MaxHold(d time.Duration) LockOption {
+	return LockOption{func(o *lockOptions) {
+		o.maxHold = d
+		if d < maxHoldMin || d > maxHoldMax {
+			o.err = errors.Join(o.err, fmt.Errorf("%w: MaxHold %v: use %v to %v, or leave the option out for no bound", ErrBadOptions, d, maxHoldMin, maxHoldMax))
 		}
 	}}
 }
@@ -55,7 +74,8 @@ type Lock struct {
 	path       string
 	mode       Mode
 	generation uint64
-	seq        uint64 // of the Lock command: with the session, the owner
+	seq        uint64        // of the Lock command: with the session, the owner
+	maxHold    time.Duration // 0 = no bound
 	done       chan struct{}
 
 	// Guarded by session.mu.
@@ -225,7 +245,7 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 	defer c.forget(me)
 	r, err := s.send(ctx, t, &command.Command{
 		Kind: command.KindLock, Path: path, Mode: q.mode, Try: q.try, HasData: q.publish, Data: q.value,
-		Delay: uint64(o.delay / time.Millisecond),
+		Delay: uint64(o.delay / time.Millisecond), Hold: uint64((o.maxHold + time.Millisecond - 1) / time.Millisecond),
 	}, false)
 	// Answered, queued or given up, the command needs its place in the window no longer: a waiter's place is in the
 	// queue. Were it kept open, one call that waits for an hour would fill the window with all that come after it.
@@ -263,7 +283,7 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 			return nil, err
 		}
 	}
-	return s.hold(ctx, &Lock{session: s, path: path, mode: q.mode, generation: generation, seq: t.seq, done: make(chan struct{})})
+	return s.hold(ctx, &Lock{session: s, path: path, mode: q.mode, generation: generation, seq: t.seq, maxHold: o.maxHold, done: make(chan struct{})})
 }
 
 // review looks at what became of a waiting call: its generation, 0 if it waits on, or why it will not be granted.
@@ -294,13 +314,22 @@ func (s *Session) review(ctx context.Context, path string, seq uint64) (generati
 // session is saved or gone.
 func (s *Session) hold(ctx context.Context, l *Lock) (*Lock, error) {
 	for {
-		s.check(s.client.node.clock.Boot())
+		now := s.client.node.clock.Boot()
+		s.check(now)
 		s.mu.Lock()
 		state, changed := s.mu.state, s.mu.changed
 		if state == SessionActive {
 			l.renew()
-			s.mu.locks[l] = struct{}{}
+			s.mu.locks[l.seq] = l
+			if l.maxHold > 0 {
+				// From before the acknowledgement leaves, so that the cell's count, from its receipt, ends later.
+				s.mu.holds.Set(l, now+l.maxHold)
+				s.mu.fresh[l] = struct{}{}
+			}
 			s.mu.Unlock()
+			if l.maxHold > 0 {
+				s.client.acknowledge()
+			}
 			return l, nil
 		}
 		s.mu.Unlock()
@@ -345,7 +374,7 @@ func (l *Lock) Sequencer() Sequencer {
 }
 
 // Context returns a context that ends before the cell may grant the lock to another: with cause ErrLockLost when the
-// session's lease runs out unrenewed, ErrSessionExpired when the session ended, ErrNotHeld after Unlock. Its Err looks
+// session's lease runs out unrenewed or MaxHold is over, ErrSessionExpired when the session ended, ErrNotHeld after Unlock. Its Err looks
 // at the clock when asked. A context that has ended stays so; if the session was saved within its grace period the lock
 // is still held, and a new call of Context gives a live one.
 func (l *Lock) Context() context.Context {
@@ -383,7 +412,7 @@ func (c lockContext) Err() error {
 func (l *Lock) Done() <-chan struct{} { return l.done }
 
 // Err returns nil while the lock may still be held, and after Done is closed why it is gone: ErrNotHeld after Unlock,
-// ErrSessionExpired, or ErrClosed.
+// ErrLockLost after MaxHold, ErrSessionExpired, or ErrClosed.
 func (l *Lock) Err() error {
 	s := l.session
 	s.check(s.client.node.clock.Boot())
@@ -400,7 +429,16 @@ func (l *Lock) endLocked(why error) {
 	l.err = why
 	l.cancel(why)
 	close(l.done)
-	delete(l.session.mu.locks, l)
+	delete(l.session.mu.locks, l.seq)
+	if l.maxHold > 0 {
+		l.session.mu.holds.Remove(l)
+		delete(l.session.mu.fresh, l)
+	}
+}
+
+// unlockCommand names the grant, so that doing it twice is doing it once.
+func (l *Lock) unlockCommand() *command.Command {
+	return &command.Command{Kind: command.KindUnlock, Path: l.path, Generation: l.generation, LockSeq: l.seq}
 }
 
 // Unlock releases the lock. Its Context and Done end first. It names this grant, so it never frees a later holder's.
@@ -423,11 +461,11 @@ func (l *Lock) unlock(ctx context.Context) error {
 	if gone {
 		return ErrNotHeld
 	}
-	c := command.Command{Kind: command.KindUnlock, Path: l.path, Generation: l.generation, LockSeq: l.seq}
-	r, err := s.do(ctx, &c, true)
+	c := l.unlockCommand()
+	r, err := s.do(ctx, c, true)
 	if err != nil {
 		if ctx.Err() != nil {
-			s.persist(&c) // names the grant, so that doing it twice is doing it once
+			s.persist(c)
 			if !errors.Is(err, ErrUncertain) {
 				err = fmt.Errorf("%w: %w", ErrUncertain, err)
 			}

@@ -40,9 +40,9 @@ type modelSession struct {
 
 type modelOwner struct {
 	session, seq, ticket, delay, hold uint64
-	path, data                  string
-	mode                        fence.Mode
-	publish, held               bool
+	path, data                        string
+	mode                              fence.Mode
+	publish, held                     bool
 }
 
 type modelLock struct{ generation, delay uint64 }
