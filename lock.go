@@ -130,24 +130,24 @@ func (c *Client) WithLock(ctx context.Context, path string, fn func(ctx context.
 // Lock returns ErrBadPath, ErrBadOptions, ErrSessionExpired, ErrOverloaded, ErrClosed, or the error of ctx. Whenever it
 // returns an error the caller does not hold the lock: a waiter left behind is withdrawn.
 func (s *Session) Lock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "lock", path, lockRequest{mode: Exclusive}, opts)
+	return s.lockPath(ctx, "lock", path, &lockRequest{mode: Exclusive}, opts)
 }
 
 // RLock is Lock for shared holding: any number of shared holders, and no exclusive one. A shared caller does not
 // overtake an exclusive one that waits.
 func (s *Session) RLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "rlock", path, lockRequest{mode: Shared}, opts)
+	return s.lockPath(ctx, "rlock", path, &lockRequest{mode: Shared}, opts)
 }
 
 // TryLock is Lock that does not wait: it returns ErrLockHeld when the lock is held, awaited or delayed.
 func (s *Session) TryLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "trylock", path, lockRequest{mode: Exclusive, try: true}, opts)
+	return s.lockPath(ctx, "trylock", path, &lockRequest{mode: Exclusive, try: true}, opts)
 }
 
 // TryRLock is RLock that does not wait: it returns ErrLockHeld when the lock is held exclusively, delayed, or when
 // another waits for it.
 func (s *Session) TryRLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "tryrlock", path, lockRequest{mode: Shared, try: true}, opts)
+	return s.lockPath(ctx, "tryrlock", path, &lockRequest{mode: Shared, try: true}, opts)
 }
 
 // WithLock calls fn while the lock at path is held exclusively, with a context that ends when the lock's does or when
@@ -162,32 +162,71 @@ func (s *Session) WithLock(ctx context.Context, path string, fn func(ctx context
 }
 
 func (l *Lock) with(ctx context.Context, fn func(context.Context, *Lock) error) error {
-	held := l.Context()
-	inner, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
-	defer func() { // also when fn panics
-		stop()
-		cancel(nil)
-	}()
-	err := func() error {
-		defer func() {
-			if r := recover(); r != nil {
-				_ = l.Unlock(context.WithoutCancel(ctx))
-				panic(r)
-			}
-		}()
-		return fn(inner, l)
-	}()
-	lost := held.Err() != nil
+	stood, err := l.during(ctx, func(ctx context.Context) error { return fn(ctx, l) })
+	if errors.Is(l.Err(), ErrNotHeld) {
+		return err // fn has unlocked by itself
+	}
 	// ctx may have ended, which must not keep the next holder waiting for our lease: Unlock goes on by itself.
 	unlockErr := l.Unlock(ctx)
 	switch {
 	case err != nil:
 		return err
-	case lost:
+	case !stood:
 		return &Error{Op: "lock", Path: l.path, Err: ErrLockLost}
 	}
 	return unlockErr
+}
+
+// during calls fn with a context that ends with the lock's and with ctx, and reports whether the lock's stood to the end.
+// If fn does not return, by a panic or runtime.Goexit, the lock is given back.
+func (l *Lock) during(ctx context.Context, fn func(context.Context) error) (stood bool, err error) {
+	held := l.Context()
+	inner, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
+	returned := false
+	defer func() {
+		stop()
+		cancel(nil)
+		if !returned {
+			l.release(ctx)
+		}
+	}()
+	err = fn(heldContext{inner, ctx, held, cancel, l})
+	returned = true
+	return held.Err() == nil, err
+}
+
+// release unlocks, for a moment also when ctx has ended, and then in the background.
+func (l *Lock) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := l.unlock(ctx); err != nil {
+		l.session.client.node.log.Debug("lock not given back yet", "path", l.path, "err", err)
+	}
+}
+
+// heldContext is a caller's context that also ends with a lock's, to the moment when asked.
+type heldContext struct {
+	context.Context
+	outer  context.Context // the caller's
+	held   context.Context // the lock's
+	cancel context.CancelCauseFunc
+	lock   *Lock
+}
+
+// Value gives the caller's context under the lock, for its unlock.
+func (c heldContext) Value(key any) any {
+	if key == c.lock {
+		return c.outer
+	}
+	return c.Context.Value(key)
+}
+
+func (c heldContext) Err() error {
+	if c.held.Err() != nil {
+		c.cancel(context.Cause(c.held))
+	}
+	return c.Context.Err()
 }
 
 // lockRequest is what tells one kind of Lock call from another.
@@ -196,23 +235,25 @@ type lockRequest struct {
 	try     bool
 	publish bool // Campaign: value goes to the file at path in the entry of the grant
 	value   []byte
+	queued  bool // the answer: the call had a place in the queue
 }
 
-// lock is a Lock call on the default session. A session that had ended before it could do anything is replaced.
+// lock is a Lock call on the default session. A session that had ended before it could do anything is replaced. One that
+// ends while the call waits takes the call's place in the queue with it, and its caller is told.
 func (c *Client) lock(ctx context.Context, op, path string, q lockRequest, opts []LockOption) (*Lock, error) {
 	for {
 		s, err := c.session(ctx)
 		if err != nil {
 			return nil, &Error{Op: op, Path: path, Err: err}
 		}
-		l, err := s.lockPath(ctx, op, path, q, opts)
-		if err == nil || !retired(err) || ctx.Err() != nil {
+		l, err := s.lockPath(ctx, op, path, &q, opts)
+		if err == nil || q.queued || !retired(err) || ctx.Err() != nil {
 			return l, err
 		}
 	}
 }
 
-func (s *Session) lockPath(ctx context.Context, op, path string, q lockRequest, opts []LockOption) (*Lock, error) {
+func (s *Session) lockPath(ctx context.Context, op, path string, q *lockRequest, opts []LockOption) (*Lock, error) {
 	l, err := s.acquire(ctx, path, q, opts)
 	if err != nil {
 		return nil, &Error{Op: op, Path: path, Err: err}
@@ -220,7 +261,7 @@ func (s *Session) lockPath(ctx context.Context, op, path string, q lockRequest, 
 	return l, nil
 }
 
-func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts []LockOption) (*Lock, error) {
+func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts []LockOption) (*Lock, error) {
 	c := s.client
 	path, err := c.entryPath(path)
 	if err != nil {
@@ -264,6 +305,7 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 		return nil, codeError(r.Code)
 	}
 	generation := r.Generation
+	q.queued = generation == 0
 	for generation == 0 {
 		select {
 		case generation = <-w.granted:
@@ -388,6 +430,28 @@ func (l *Lock) Context() context.Context {
 	return l.ctx
 }
 
+// saved waits until the lock's session is out of jeopardy. It reports false if the lock is gone for good.
+func (l *Lock) saved(ctx context.Context) (bool, error) {
+	s := l.session
+	for {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		s.check(s.client.node.clock.Boot())
+		s.mu.Lock()
+		gone, state, changed := l.err != nil, s.mu.state, s.mu.changed
+		s.mu.Unlock()
+		if gone || state == SessionActive {
+			return !gone, nil
+		}
+		select {
+		case <-changed:
+		case <-l.done:
+		case <-ctx.Done():
+		}
+	}
+}
+
 // renew gives the lock a live context. Called with session.mu held.
 func (l *Lock) renew() {
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -460,6 +524,16 @@ func (l *Lock) unlock(ctx context.Context) error {
 	s.mu.Unlock()
 	if gone {
 		return ErrNotHeld
+	}
+	if outer, ok := ctx.Value(l).(context.Context); ok {
+		// The context that fn of WithLock or RunLeader was given has just ended with the lock. That is no reason not to
+		// wait for the cell's answer.
+		if deadline, ok := ctx.Deadline(); ok {
+			bounded, cancel := context.WithDeadline(outer, deadline)
+			defer cancel()
+			outer = bounded
+		}
+		ctx = outer
 	}
 	c := l.unlockCommand()
 	r, err := s.do(ctx, c, true)

@@ -372,6 +372,30 @@ func TestWithLock(t *testing.T) {
 			t.Errorf("lost meanwhile: %v", err)
 		}
 		mustUnlock(t, mustLock(t, cell.Node(1), "/w"))
+		// fn may unlock by itself, with the context that ends by that, and wait for the cell's answer.
+		err = cell.Node(0).WithLock(t.Context(), "/w", func(ctx context.Context, l *chubby.Lock) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if err := l.Unlock(ctx); err != nil {
+				t.Errorf("Unlock within fn: %v", err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("unlocked by fn: %v", err)
+		}
+		// What leaves fn otherwise leaves no lock behind.
+		func() {
+			defer func() {
+				if r := recover(); r != "boom" {
+					t.Errorf("recovered %v", r)
+				}
+			}()
+			_ = cell.Node(0).WithLock(t.Context(), "/w", func(context.Context, *chubby.Lock) error { panic("boom") })
+		}()
+		if _, err := cell.Node(1).TryLock(t.Context(), "/w"); err != nil {
+			t.Errorf("after a panic: %v", err)
+		}
 	})
 }
 
