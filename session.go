@@ -183,14 +183,28 @@ func (s *Session) Err() error {
 }
 
 // Close ends the session: the contexts of its locks end first, then the cell frees its locks without lock-delay and
-// removes its ephemeral entries. If ctx ends before the cell answered, the error is ErrUncertain and the session ends
-// with its lease at the latest. Closing twice is allowed.
+// removes its ephemeral entries. If ctx ends before the cell answered, the error is ErrUncertain, and closing goes on in
+// the background until the session's lease would have ended it. Closing twice is allowed.
 func (s *Session) Close(ctx context.Context) error {
 	if !s.end(ErrClosed) {
 		return nil
 	}
-	_, err := s.client.node.propose(ctx, command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id)}), true, nil)
+	n := s.client.node
+	raw := command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id)})
+	_, err := n.propose(ctx, raw, true, nil)
 	if err != nil {
+		if ctx.Err() != nil {
+			n.spawn(func() {
+				ctx, cancel := context.WithTimeout(n.ctx, 2*s.lease)
+				defer cancel()
+				if _, err := n.propose(ctx, raw, true, nil); err != nil {
+					n.log.Debug("session left to its lease", "session", s.id, "err", err)
+				}
+			})
+			if !errors.Is(err, ErrUncertain) {
+				err = fmt.Errorf("%w: %w", ErrUncertain, err)
+			}
+		}
 		return &Error{Op: "close session", Path: s.name, Err: err}
 	}
 	return nil
