@@ -354,7 +354,7 @@ func (c *Client) closeSessions() {
 	var wg sync.WaitGroup
 	for _, s := range c.all() {
 		wg.Go(func() {
-			if err := s.Close(ctx); err != nil {
+			if err := s.close(ctx, false); err != nil {
 				c.node.log.Debug("session left to its lease", "session", s.id, "err", err)
 			}
 		})

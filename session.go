@@ -185,7 +185,10 @@ func (s *Session) Err() error {
 // Close ends the session: the contexts of its locks end first, then the cell frees its locks without lock-delay and
 // removes its ephemeral entries. If ctx ends before the cell answered, the error is ErrUncertain, and closing goes on in
 // the background until the session's lease would have ended it. Closing twice is allowed.
-func (s *Session) Close(ctx context.Context) error {
+func (s *Session) Close(ctx context.Context) error { return s.close(ctx, true) }
+
+// close is Close that may leave the session to its lease when ctx ends.
+func (s *Session) close(ctx context.Context, persist bool) error {
 	if !s.end(ErrClosed) {
 		return nil
 	}
@@ -193,7 +196,7 @@ func (s *Session) Close(ctx context.Context) error {
 	raw := command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id)})
 	_, err := n.propose(ctx, raw, true, nil)
 	if err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && persist {
 			n.spawn(func() {
 				ctx, cancel := context.WithTimeout(n.ctx, 2*s.lease)
 				defer cancel()
@@ -201,9 +204,9 @@ func (s *Session) Close(ctx context.Context) error {
 					n.log.Debug("session left to its lease", "session", s.id, "err", err)
 				}
 			})
-			if !errors.Is(err, ErrUncertain) {
-				err = fmt.Errorf("%w: %w", ErrUncertain, err)
-			}
+		}
+		if ctx.Err() != nil && !errors.Is(err, ErrUncertain) {
+			err = fmt.Errorf("%w: %w", ErrUncertain, err)
 		}
 		return &Error{Op: "close session", Path: s.name, Err: err}
 	}
