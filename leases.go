@@ -12,8 +12,8 @@ import (
 )
 
 // leases is the cell leader's side of sessions: it counts their leases, answers KeepAlives, and proposes the expiry of
-// sessions that were silent for too long and the end of lock-delays and of holdings that reached their MaxHold. What it decides becomes true through the log, and
-// only in the leadership's own term.
+// sessions that were silent for too long and the end of lock-delays and of holdings that reached their MaxHold. What it
+// decides becomes true through the log, and only in the leadership's own term.
 //
 // Deciding an expiry and answering a KeepAlive exclude each other: both happen under mu, a session is marked as ending
 // before its expiry is offered, and nothing is marked while a KeepAlive is between receipt and answer. So a client is
@@ -37,7 +37,8 @@ const (
 )
 
 // cellLease is how long the cell keeps a session that it heard from, or a holding with a MaxHold of l, counted from
-// receipt. It is longer than what the client counts from sending, by more than two clocks can differ that are each within 1 %.
+// receipt. It is longer than what the client counts from sending, by more than two clocks can differ that are each within
+// 1 %.
 func cellLease(l time.Duration) time.Duration {
 	return l + l/100 + max(l/10, 200*time.Millisecond)
 }
