@@ -170,7 +170,10 @@ func (c *Client) acknowledge() {
 // with jitter, so that the nodes of a cell do not ask in step.
 func (c *Client) keeper() {
 	n := c.node
-	type outcome struct{ all, ok bool }
+	type outcome struct {
+		began   time.Duration // Clock.Boot
+		all, ok bool
+	}
 	var sending bool
 	var due time.Duration // Clock.Boot: when the next KeepAlive leaves
 	sent := make(chan outcome, 1)
@@ -203,7 +206,7 @@ func (c *Client) keeper() {
 				renew = nil
 			}
 			sending = true
-			if !n.spawn(func() { sent <- outcome{all, c.keepAlive(renew, holds, timeout)} }) {
+			if !n.spawn(func() { sent <- outcome{now, all, c.keepAlive(renew, holds, timeout)} }) {
 				return
 			}
 		}
@@ -216,12 +219,13 @@ func (c *Client) keeper() {
 			armed = false
 		case o := <-sent:
 			sending = false
-			pause := n.opts.HeartbeatTimeout / 2 // try again soon: somebody will be elected
-			if o.ok {
-				pause = shortest / keepsByLease
+			// From its sending, as the lease counts: an answer that took long has little left of it.
+			from, pause := o.began, shortest/keepsByLease
+			if !o.ok {
+				from, pause = n.clock.Boot(), n.opts.HeartbeatTimeout/2 // try again soon: somebody will be elected
 			}
-			if next := n.clock.Boot() + pause*3/4 + rand.N(pause/4+1); o.all || !o.ok {
-				due = next
+			if o.all || !o.ok {
+				due = from + pause*3/4 + rand.N(pause/4+1)
 			}
 		case <-c.wake:
 		case <-n.ctx.Done():
