@@ -163,6 +163,31 @@ func TestStaleLeaderFreesNothing(t *testing.T) {
 	})
 }
 
+// On a slow network the holder's lease counts from when it asked, not from when it heard the answer: wherever between two
+// KeepAlives it is cut off, it knows a round trip earlier than the lease after the cut.
+func TestLeaseCountsFromSending(t *testing.T) {
+	const oneWay, lease = 200 * time.Millisecond, 12 * time.Second
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		cell.Delay(oneWay, oneWay)
+		for i := range 12 {
+			leader := cell.Index(cell.Leader())
+			holder := others(3, leader)[0]
+			l := mustLock(t, cell.Node(holder), "/l")
+			time.Sleep(10*time.Second + time.Duration(i)*350*time.Millisecond)
+			ctx, cut := l.Context(), time.Now()
+			cell.Partition([]int{holder}, others(3, holder))
+			<-ctx.Done()
+			// A question and its answer, and a confirm round between them.
+			wantBetween(t, "the holder knows", time.Since(cut), lease-lease/3-4*oneWay, lease-4*oneWay+100*time.Millisecond)
+			cell.Heal()
+			time.Sleep(20 * time.Second)
+			if l.Err() == nil {
+				mustUnlock(t, l)
+			}
+		}
+	}, func(o *chubby.Options) { o.HeartbeatTimeout = time.Second })
+}
+
 // The shortest lease is kept, and what is shorter is refused.
 func TestShortestLease(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
