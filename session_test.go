@@ -178,7 +178,7 @@ func TestLeaseCountsFromSending(t *testing.T) {
 			cell.Partition([]int{holder}, others(3, holder))
 			<-ctx.Done()
 			// A question and its answer, and a confirm round between them.
-			wantBetween(t, "the holder knows", time.Since(cut), lease-lease/3-4*oneWay, lease-4*oneWay+100*time.Millisecond)
+			wantBetween(t, "the holder knows", time.Since(cut), lease/3, lease-4*oneWay+100*time.Millisecond)
 			cell.Heal()
 			time.Sleep(20 * time.Second)
 			if l.Err() == nil {
