@@ -25,7 +25,8 @@ type Client struct {
 		waiters  map[owner]*lockWaiter
 		closed   bool
 	}
-	wake chan struct{} // cap 1: the keeper has something new to look after
+	wake  chan struct{} // cap 1: the keeper has something new to look after
+	fresh atomic.Bool   // there are grants to acknowledge
 }
 
 // owner names a Lock command, and with it the holder or waiter that it made.
@@ -156,13 +157,26 @@ const (
 	keepsByLease = 3                     // KeepAlives in one lease, so that one may be lost
 )
 
+// acknowledge has the keeper tell the cell of grants that bear a MaxHold.
+func (c *Client) acknowledge() {
+	c.fresh.Store(true)
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
 // keeper looks after the sessions: it compares their deadlines with the clock and sends one KeepAlive for all of them,
 // with jitter, so that the nodes of a cell do not ask in step.
 func (c *Client) keeper() {
 	n := c.node
+	type outcome struct {
+		began   time.Duration // Clock.Boot
+		all, ok bool
+	}
 	var sending bool
 	var due time.Duration // Clock.Boot: when the next KeepAlive leaves
-	sent := make(chan bool, 1)
+	sent := make(chan outcome, 1)
 	tick := make(chan struct{}, 1)
 	stop := func() bool { return true }
 	defer func() { stop() }()
@@ -180,10 +194,19 @@ func (c *Client) keeper() {
 		if pause := shortest / keepsByLease; due > now+pause {
 			due = now + pause // a session with a shorter lease has come
 		}
-		if len(sessions) > 0 && now >= due && !sending {
-			sending = true
+		if all := now >= due; len(sessions) > 0 && !sending && (all || c.fresh.Load()) {
+			c.fresh.Store(false)
 			timeout := max(shortest/10, n.opts.HeartbeatTimeout)
-			if !n.spawn(func() { sent <- c.keepAlive(sessions, timeout) }) {
+			var holds []wire.Hold
+			for _, s := range sessions {
+				holds = s.holdings(holds, all)
+			}
+			renew := sessions
+			if !all {
+				renew = nil
+			}
+			sending = true
+			if !n.spawn(func() { sent <- outcome{now, all, c.keepAlive(renew, holds, timeout)} }) {
 				return
 			}
 		}
@@ -194,13 +217,16 @@ func (c *Client) keeper() {
 		select {
 		case <-tick:
 			armed = false
-		case ok := <-sent:
+		case o := <-sent:
 			sending = false
-			pause := n.opts.HeartbeatTimeout / 2 // try again soon: somebody will be elected
-			if ok {
-				pause = shortest / keepsByLease
+			// From its sending, as the lease counts: an answer that took long has little left of it.
+			from, pause := o.began, shortest/keepsByLease
+			if !o.ok {
+				from, pause = n.clock.Boot(), n.opts.HeartbeatTimeout/2 // try again soon: somebody will be elected
 			}
-			due = n.clock.Boot() + pause*3/4 + rand.N(pause/4+1)
+			if o.all || !o.ok {
+				due = from + pause*3/4 + rand.N(pause/4+1)
+			}
 		case <-c.wake:
 		case <-n.ctx.Done():
 			return
@@ -208,40 +234,55 @@ func (c *Client) keeper() {
 	}
 }
 
-// keepAlive asks the cell leader to renew the sessions and reports whether it answered. What the answer promises counts
-// from before the question was sent, so that the cell's own count, which begins at its receipt, ends later.
-func (c *Client) keepAlive(sessions []*Session, timeout time.Duration) bool {
-	n := c.node
-	ids := make([]uint64, len(sessions))
+// keepAlive asks the cell leader to renew the sessions and tells it of grants. It reports whether everything was answered
+// and every grant is known there. What the answer promises counts from before the question was sent, so that the cell's
+// own count, which begins at its receipt, ends later.
+func (c *Client) keepAlive(sessions []*Session, holds []wire.Hold, timeout time.Duration) bool {
+	all := wire.KeepAlive{Sessions: make([]uint64, len(sessions)), Holds: holds}
 	for i, s := range sessions {
-		ids[i] = uint64(s.id)
+		all.Sessions[i] = uint64(s.id)
 	}
+	known := true
+	for _, part := range wire.SplitKeepAlive(all) {
+		sent := c.node.clock.Boot()
+		answer := c.askKeepAlive(&part, timeout)
+		if len(answer) != len(part.Sessions)+len(part.Holds) {
+			return false
+		}
+		for i, s := range sessions[:len(part.Sessions)] {
+			switch answer[i] {
+			case wire.RenewAlive:
+				s.extend(sent + s.lease)
+			case wire.RenewEnded:
+				s.end(ErrSessionExpired)
+			}
+		}
+		sessions = sessions[len(part.Sessions):]
+		for _, a := range answer[len(part.Sessions):] {
+			known = known && a == wire.RenewAlive
+		}
+	}
+	return known
+}
+
+// askKeepAlive sends one question and returns the answer, nil if there is none.
+func (c *Client) askKeepAlive(k *wire.KeepAlive, timeout time.Duration) []byte {
+	n := c.node
 	to := n.proposer.route()
 	ctx, cancel := context.WithTimeout(to.ctx, timeout)
 	defer cancel()
-	sent := n.clock.Boot()
 	var answer []byte
 	var err error
 	switch {
 	case to.lead != nil:
-		answer, err = to.lead.leases.keepAlive(ctx, ids)
+		answer, err = to.lead.leases.keepAlive(ctx, k)
 	case to.server != "":
-		answer, err = n.transport.call(ctx, to.server, wire.KindKeepAlive, wire.AppendIDs(nil, ids))
-	default:
-		return false
+		answer, err = n.transport.call(ctx, to.server, wire.KindKeepAlive, wire.AppendKeepAlive(nil, k))
 	}
-	if err != nil || len(answer) != len(ids) {
-		return false
+	if err != nil {
+		return nil
 	}
-	for i, s := range sessions {
-		switch answer[i] {
-		case wire.RenewAlive:
-			s.extend(sent + s.lease)
-		case wire.RenewEnded:
-			s.end(ErrSessionExpired)
-		}
-	}
-	return true
+	return answer
 }
 
 // answerKeepAlive is the leader's side, for other nodes.
@@ -250,31 +291,43 @@ func (n *Node) answerKeepAlive(ctx context.Context, _ peerInfo, question []byte)
 	if lead == nil || n.stalled() {
 		return nil, errNotLeader
 	}
-	ids, err := wire.ParseIDs(question)
+	k, err := wire.ParseKeepAlive(question)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadMessage, err)
 	}
-	return lead.leases.keepAlive(ctx, ids)
+	return lead.leases.keepAlive(ctx, &k)
 }
 
 // happened tells the Client what the state machine did to its sessions and waiters. The fsm calls it after each batch;
 // it never blocks.
 func (c *Client) happened(events []state.Event) {
+	// Ended sessions first: their locks were released with them, and what they tell is that the session ended.
+	for _, e := range events {
+		if e.Kind == state.SessionEnded {
+			if s := c.known(e.Session); s != nil {
+				s.end(ErrSessionExpired)
+			}
+		}
+	}
 	for _, e := range events {
 		switch e.Kind {
 		case state.LockAcquired:
 			c.granted(owner{e.Session, e.Seq}, e.Generation)
 		case state.LockRefused:
 			c.granted(owner{e.Session, e.Seq}, 0)
-		case state.SessionEnded:
-			c.mu.Lock()
-			s := c.mu.sessions[e.Session]
-			c.mu.Unlock()
-			if s != nil {
-				s.end(ErrSessionExpired)
+		case state.LockReleased:
+			if s := c.known(e.Session); s != nil {
+				s.released(e.Seq)
 			}
 		}
 	}
+}
+
+// known returns the session if it is one of this Client's and lives.
+func (c *Client) known(id uint64) *Session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.sessions[id]
 }
 
 // jumped compares the Client's waiters with a state that came without its events, from a snapshot. Sessions are left to
@@ -305,7 +358,7 @@ func (c *Client) closeSessions() {
 	var wg sync.WaitGroup
 	for _, s := range c.all() {
 		wg.Go(func() {
-			if err := s.Close(ctx); err != nil {
+			if err := s.close(ctx, false); err != nil {
 				c.node.log.Debug("session left to its lease", "session", s.id, "err", err)
 			}
 		})

@@ -2,6 +2,9 @@ package chubby
 
 import (
 	"context"
+	"errors"
+	"sync"
+	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
 )
@@ -33,16 +36,132 @@ func (c *Client) Campaign(ctx context.Context, path string, value []byte, opts .
 
 // Campaign waits until the session holds the lock at path exclusively, and with it leads. value is written to the file
 // at path, made if missing, in the same step as the grant, so that nobody ever sees the new leader with its
-// predecessor's value. It returns ErrIsDir, ErrTooLarge, and the errors of Lock.
+// predecessor's value. It returns ErrIsDir, ErrTooLarge, and the errors of Lock: ErrSessionExpired when its session ends
+// while it waits, in which case nothing of it stays in the queue.
 func (s *Session) Campaign(ctx context.Context, path string, value []byte, opts ...LockOption) (*Leadership, error) {
 	if err := s.client.checkValue(value); err != nil {
 		return nil, &Error{Op: "campaign", Path: path, Err: err}
 	}
-	l, err := s.lockPath(ctx, "campaign", path, lockRequest{mode: Exclusive, publish: true, value: value}, opts)
+	l, err := s.lockPath(ctx, "campaign", path, &lockRequest{mode: Exclusive, publish: true, value: value}, opts)
 	if err != nil {
 		return nil, err
 	}
 	return &Leadership{l}, nil
+}
+
+// RunLeader campaigns with the default session and calls fn while it leads. See [Session.RunLeader]. When the session
+// ends, it goes on with a new one.
+func (c *Client) RunLeader(ctx context.Context, path string, value []byte, fn func(context.Context, *Leadership) error, opts ...LockOption) error {
+	return c.runLeader(ctx, path, fn, func() (*Leadership, error) {
+		l, err := c.Campaign(ctx, path, value, opts...)
+		if retired(err) {
+			err = errCampaignAgain
+		}
+		return l, err
+	})
+}
+
+// RunLeader campaigns at path and, each time it wins, calls fn, whose context ends when the leadership or ctx does. fn
+// must return then; while it does not, a warning is logged at growing intervals. RunLeader releases the leadership, and
+// campaigns again, only after fn has returned, so two calls of fn never overlap.
+//
+// When fn returns while the leadership stands, or after it resigned itself, RunLeader resigns and returns fn's error.
+// When the leadership was lost, it goes on: with the same leadership, under the same generation, if the session was in
+// jeopardy and is saved, and else with a new campaign. It ends with the error of ctx, ErrSessionExpired when the
+// session ended, ErrClosed, and the errors of Campaign that another attempt would meet too. If fn panics the leadership
+// is released and the panic goes on.
+func (s *Session) RunLeader(ctx context.Context, path string, value []byte, fn func(context.Context, *Leadership) error, opts ...LockOption) error {
+	return s.client.runLeader(ctx, path, fn, func() (*Leadership, error) { return s.Campaign(ctx, path, value, opts...) })
+}
+
+// errCampaignAgain stands for an error that another campaign does not meet.
+var errCampaignAgain = errors.New("campaign again")
+
+const (
+	campaignPauseMin = 100 * time.Millisecond
+	campaignPauseMax = 5 * time.Second
+)
+
+func (c *Client) runLeader(ctx context.Context, path string, fn func(context.Context, *Leadership) error, campaign func() (*Leadership, error)) error {
+	pause := campaignPauseMin
+	for {
+		l, err := campaign()
+		switch {
+		case err == nil:
+			pause = campaignPauseMin
+			if over, err := l.run(ctx, fn); over {
+				return err
+			}
+		case errors.Is(err, errCampaignAgain):
+		case errors.Is(err, ErrOverloaded), errors.Is(err, ErrNoSpace), errors.Is(err, ErrNoQuorum) && ctx.Err() == nil:
+			// The cell's trouble of the moment: who leads for months must not end with it.
+			c.node.log.Warn("campaign refused; it will be tried again", "path", path, "pause", pause, "err", err)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return &Error{Op: "run leader", Path: path, Err: ctx.Err()}
+			}
+			pause = min(2*pause, campaignPauseMax)
+		default:
+			return err
+		}
+	}
+}
+
+// run calls fn under one leadership, again and again while that is lost for a time only. It reports whether RunLeader is
+// over, and with what.
+func (l *Leadership) run(ctx context.Context, fn func(context.Context, *Leadership) error) (over bool, err error) {
+	for {
+		stood, err := l.lock.during(ctx, func(ctx context.Context) error {
+			defer l.nag(ctx)()
+			return fn(ctx, l)
+		})
+		if stood || errors.Is(l.Err(), ErrNotHeld) {
+			l.lock.release(ctx)
+			return true, err
+		}
+		l.lock.session.client.node.log.Info("leadership lost", "path", l.lock.path, "generation", l.lock.generation, "fn", err)
+		saved, err := l.lock.saved(ctx)
+		if err != nil {
+			l.lock.release(ctx)
+			return true, &Error{Op: "run leader", Path: l.lock.path, Err: err}
+		}
+		if !saved {
+			return false, nil
+		}
+	}
+}
+
+const nagFirst = time.Second
+
+// nag logs a warning while fn goes on although its context has ended, each after twice the time of the last. What it
+// returns ends that, and waits for it.
+func (l *Leadership) nag(ctx context.Context) (end func()) {
+	returned := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-returned:
+			return
+		}
+		ended := time.Now()
+		for pause := nagFirst; ; pause *= 2 {
+			t := time.NewTimer(pause)
+			select {
+			case <-t.C:
+				l.lock.session.client.node.log.Warn("fn of RunLeader goes on although its context has ended; the leadership is not released before it returns",
+					"path", l.lock.path, "since", time.Since(ended).Round(time.Millisecond), "cause", context.Cause(ctx))
+			case <-returned:
+				t.Stop()
+				return
+			}
+		}
+	})
+	return func() {
+		close(returned)
+		wg.Wait()
+	}
 }
 
 func (c *Client) checkValue(value []byte) error {

@@ -12,8 +12,8 @@ import (
 )
 
 // leases is the cell leader's side of sessions: it counts their leases, answers KeepAlives, and proposes the expiry of
-// sessions that were silent for too long and the end of lock-delays. What it decides becomes true through the log, and
-// only in the leadership's own term.
+// sessions that were silent for too long and the end of lock-delays and of holdings that reached their MaxHold. What it
+// decides becomes true through the log, and only in the leadership's own term.
 //
 // Deciding an expiry and answering a KeepAlive exclude each other: both happen under mu, a session is marked as ending
 // before its expiry is offered, and nothing is marked while a KeepAlive is between receipt and answer. So a client is
@@ -27,19 +27,18 @@ type leases struct {
 		ending   map[uint64]bool            // expiry offered, outcome unknown
 		inbox    int                        // KeepAlives received and not yet answered
 		delays   lease.Queue[state.DelayID] // when each lock-delay may end
+		holds    lease.Queue[state.HoldID]  // when each MaxHold is over; only of those acknowledged in this term
 	}
 }
 
 const (
 	leaseTick    = 50 * time.Millisecond
-	expiriesMax  = 1000 // sessions ended by one command
-	renewAlive   = wire.RenewAlive
-	renewEnded   = wire.RenewEnded
-	renewUnknown = wire.RenewUnknown
+	decisionsMax = 1000 // of one kind at one tick
 )
 
-// cellLease is how long the cell keeps a session that it heard from, counted from receipt. It is longer than what the
-// client counts from sending, by more than two clocks can differ that are each within 1 %.
+// cellLease is how long the cell keeps a session that it heard from, or a holding with a MaxHold of l, counted from
+// receipt. It is longer than what the client counts from sending, by more than two clocks can differ that are each within
+// 1 %.
 func cellLease(l time.Duration) time.Duration {
 	return l + l/100 + max(l/10, 200*time.Millisecond)
 }
@@ -78,6 +77,8 @@ func (s *leases) happened(root *state.State, events []state.Event) {
 			}
 		case state.SessionEnded:
 			s.mu.sessions.Remove(e.Session)
+		case state.LockReleased:
+			s.mu.holds.Remove(state.HoldID{Path: e.Path, Generation: e.Generation, Session: e.Session, Seq: e.Seq})
 		case state.LockDelayed:
 			s.noteDelays(root, now)
 		}
@@ -114,36 +115,40 @@ func (s *leases) run() {
 			s.mu.Lock()
 			s.mu.sessions.Shift(late)
 			s.mu.delays.Shift(late)
+			s.mu.holds.Shift(late)
 			s.mu.Unlock()
 		}
 		last = now
 		s.expire(now)
+		s.endHolds(now)
 		s.clearDelays(now)
 	}
 }
 
+// due gives what of q may be decided: what is due at now, if this node led at a moment after now, and if no KeepAlive is
+// between receipt and answer, which may put off what it is about. decided is called for each under mu.
+func due[K comparable](s *leases, q *lease.Queue[K], now time.Duration, decided func(K)) []K {
+	s.mu.Lock()
+	none := len(q.Due(now, 1)) == 0
+	s.mu.Unlock()
+	if none || s.lead.confirmer.confirm(s.lead.ctx) != nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.inbox > 0 {
+		return nil // judge at the next tick
+	}
+	keys := q.Due(now, decisionsMax)
+	for _, k := range keys {
+		decided(k)
+	}
+	return keys
+}
+
 // expire ends the sessions that are due at now.
 func (s *leases) expire(now time.Duration) {
-	s.mu.Lock()
-	due := s.mu.sessions.Due(now, 1)
-	s.mu.Unlock()
-	if len(due) == 0 {
-		return
-	}
-	// No expiry without proof, newer than the deadline, that this node still leads.
-	if s.lead.confirmer.confirm(s.lead.ctx) != nil {
-		return
-	}
-	s.mu.Lock()
-	if s.mu.inbox > 0 {
-		s.mu.Unlock()
-		return // a KeepAlive has come; judge at the next tick
-	}
-	ids := s.mu.sessions.Due(now, expiriesMax)
-	for _, id := range ids {
-		s.mu.ending[id] = true
-	}
-	s.mu.Unlock()
+	ids := due(s, &s.mu.sessions, now, func(id uint64) { s.mu.ending[id] = true })
 	if len(ids) == 0 {
 		return
 	}
@@ -166,19 +171,34 @@ func (s *leases) expire(now time.Duration) {
 
 // clearDelays ends the lock-delays that are due at now.
 func (s *leases) clearDelays(now time.Duration) {
-	s.mu.Lock()
-	due := s.mu.delays.Due(now, expiriesMax)
-	s.mu.Unlock()
-	if len(due) == 0 || s.lead.confirmer.confirm(s.lead.ctx) != nil {
-		return
-	}
-	for _, d := range due {
-		if s.propose(&command.Command{Kind: command.KindClearDelay, Term: s.lead.term, Path: d.Path, Generation: d.Generation}) {
-			s.mu.Lock()
-			s.mu.delays.Remove(d)
-			s.mu.Unlock()
+	decide(s, &s.mu.delays, now, func(d state.DelayID) *command.Command {
+		return &command.Command{Kind: command.KindClearDelay, Term: s.lead.term, Path: d.Path, Generation: d.Generation}
+	})
+}
+
+// endHolds ends the holdings whose MaxHold is over at now. They need no mark as ending sessions do: a KeepAlive promises
+// nothing about them, because a holder's own deadline is fixed when it acknowledges.
+func (s *leases) endHolds(now time.Duration) {
+	decide(s, &s.mu.holds, now, func(h state.HoldID) *command.Command {
+		return &command.Command{
+			Kind: command.KindUnlock, Term: s.lead.term, Path: h.Path, Generation: h.Generation, Session: h.Session, LockSeq: h.Seq,
 		}
+	})
+}
+
+// decide proposes a command for each key that is due, all together, and forgets those that were answered.
+func decide[K comparable](s *leases, q *lease.Queue[K], now time.Duration, proposal func(K) *command.Command) {
+	var wg sync.WaitGroup
+	for _, k := range due(s, q, now, func(K) {}) {
+		wg.Go(func() {
+			if s.propose(proposal(k)) {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				q.Remove(k)
+			}
+		})
 	}
+	wg.Wait()
 }
 
 // propose brings a decision into the log and reports whether the state machine answered within the leadership.
@@ -187,8 +207,8 @@ func (s *leases) propose(c *command.Command) bool {
 	return err == nil
 }
 
-// keepAlive answers one node's KeepAlive for all its sessions.
-func (s *leases) keepAlive(ctx context.Context, ids []uint64) ([]byte, error) {
+// keepAlive answers one node's KeepAlive for all its sessions, and begins to count the holds that it acknowledges.
+func (s *leases) keepAlive(ctx context.Context, k *wire.KeepAlive) ([]byte, error) {
 	received := s.lead.node.clock.Mono()
 	s.mu.Lock()
 	s.mu.inbox++
@@ -200,29 +220,50 @@ func (s *leases) keepAlive(ctx context.Context, ids []uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.answer(ids, received), nil
+	return s.answer(k, received), nil
 }
 
-// answer renews those of the sessions that live, from received on. Called with mu held.
-func (s *leases) answer(ids []uint64, received time.Duration) []byte {
+// answer renews those of the sessions that live, and counts the holds, from received on. Called with mu held.
+func (s *leases) answer(k *wire.KeepAlive, received time.Duration) []byte {
 	// Read under mu: once expire has taken its mark away, this root has the outcome.
 	root := s.lead.node.fsm.root.Load()
-	answer := make([]byte, len(ids))
-	for i, id := range ids {
-		v, live := root.Session(id)
-		switch {
-		case s.mu.ending[id]:
-			answer[i] = renewUnknown
-		case !live:
-			answer[i] = renewEnded
-		default:
-			answer[i] = renewAlive
-			if deadline := received + cellLease(millis(v.Lease)); !s.mu.sessions.Extend(id, deadline) {
-				s.mu.sessions.Set(id, deadline)
-			}
-		}
+	answer := make([]byte, 0, len(k.Sessions)+len(k.Holds))
+	for _, id := range k.Sessions {
+		answer = append(answer, s.renew(root, id, received))
+	}
+	for _, h := range k.Holds {
+		answer = append(answer, s.count(root, state.HoldID(h), received))
 	}
 	return answer
+}
+
+// renew is called with mu held.
+func (s *leases) renew(root *state.State, id uint64, received time.Duration) byte {
+	v, live := root.Session(id)
+	switch {
+	case s.mu.ending[id]:
+		return wire.RenewUnknown
+	case !live:
+		return wire.RenewEnded
+	}
+	if deadline := received + cellLease(millis(v.Lease)); !s.mu.sessions.Extend(id, deadline) {
+		s.mu.sessions.Set(id, deadline)
+	}
+	return wire.RenewAlive
+}
+
+// count starts the clock of a holding when this leader first hears of it; later acknowledgements change nothing. One that
+// is not known here may be known in a moment: its holder can have applied the grant before this node did. Called with
+// mu held.
+func (s *leases) count(root *state.State, h state.HoldID, received time.Duration) byte {
+	ms, held := root.MaxHold(h)
+	if !held || ms == 0 {
+		return wire.RenewEnded
+	}
+	if _, known := s.mu.holds.Deadline(h); !known {
+		s.mu.holds.Set(h, received+cellLease(millis(ms)))
+	}
+	return wire.RenewAlive
 }
 
 func millis(n uint64) time.Duration { return time.Duration(n) * time.Millisecond }

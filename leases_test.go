@@ -9,6 +9,7 @@ import (
 
 	"github.com/chubbygo/chubby/internal/command"
 	"github.com/chubbygo/chubby/internal/hook"
+	"github.com/chubbygo/chubby/internal/wire"
 )
 
 // jumpClock is the clock of a bubble that can jump ahead of it. Its timers do not jump.
@@ -129,23 +130,23 @@ func TestEndingSessionIsNotRenewed(t *testing.T) {
 			t.Helper()
 			l.leases.mu.Lock()
 			defer l.leases.mu.Unlock()
-			return l.leases.answer([]uint64{id}, clock.Mono())[0]
+			return l.leases.answer(&wire.KeepAlive{Sessions: []uint64{id}}, clock.Mono())[0]
 		}
 		l := n.newLeadership(n.raft.Load().CurrentTerm())
 		l.wg.Go(l.confirmer.run)
 		l.leases.mu.sessions.Set(id, 0)
-		if got := answer(l); got != renewAlive {
+		if got := answer(l); got != wire.RenewAlive {
 			t.Fatalf("before: %d", got)
 		}
 		n.proposer.hold(true) // what is offered does not get into the log
 		l.wg.Go(func() { l.leases.expire(clock.Mono() + time.Hour) })
 		synctest.Wait()
-		if b, err := l.leases.keepAlive(t.Context(), []uint64{id}); err != nil || b[0] != renewUnknown {
+		if b, err := l.leases.keepAlive(t.Context(), &wire.KeepAlive{Sessions: []uint64{id}}); err != nil || b[0] != wire.RenewUnknown {
 			t.Errorf("KeepAlive while the expiry is on its way: %v, %v", b, err)
 		}
 		l.cancel()
 		l.wg.Wait()
-		if got := answer(l); got != renewUnknown {
+		if got := answer(l); got != wire.RenewUnknown {
 			t.Errorf("a late answer after the end of the term: %d", got)
 		}
 		n.proposer.hold(false)
@@ -165,7 +166,7 @@ func TestLeaseCountsFromSending(t *testing.T) {
 		synctest.Wait() // the keeper has looked at the clock
 		asked := clock.Boot()
 		clock.jumpAfterReading(2 * time.Second)
-		if !n.keepAlive([]*Session{s}, time.Second) {
+		if !n.keepAlive([]*Session{s}, nil, time.Second) {
 			t.Fatal("no answer")
 		}
 		if got := clock.Boot() - asked; got < 2*time.Second {

@@ -27,11 +27,16 @@ type Sequencer = fence.Sequencer
 type LockOption struct{ set func(*lockOptions) }
 
 type lockOptions struct {
-	delay time.Duration
-	err   error
+	delay   time.Duration
+	maxHold time.Duration // 0 = no bound
+	err     error
 }
 
-const lockDelayMax = time.Minute
+const (
+	lockDelayMax = time.Minute
+	maxHoldMin   = time.Millisecond
+	maxHoldMax   = 30 * 24 * time.Hour
+)
 
 // LockDelay keeps the lock shut for d, 0 to 60 s, after its holder's session was lost, so that requests the holder had
 // under way cannot meet its successor's (Chubby §2.4). It does not apply after Unlock or Session.Close. The default
@@ -40,7 +45,21 @@ func LockDelay(d time.Duration) LockOption {
 	return LockOption{func(o *lockOptions) {
 		o.delay = d
 		if d < 0 || d > lockDelayMax {
-			o.err = fmt.Errorf("%w: LockDelay %v: use 0 to %v", ErrBadOptions, d, lockDelayMax)
+			o.err = errors.Join(o.err, fmt.Errorf("%w: LockDelay %v: use 0 to %v", ErrBadOptions, d, lockDelayMax))
+		}
+	}}
+}
+
+// MaxHold bounds how long the lock is held, from its grant: d, 1 ms to 720 h. When d is over by the holder's clock,
+// Context and Done end with ErrLockLost, and only then the cell gives the lock to the next. If the holder cannot be
+// reached the cell does so by itself, a little later: after d x 1.01 + max(d/10, 200 ms), or after the session's lease.
+// Like Unlock it names this grant, so it never ends a later holder's. Without it a lock is held until Unlock or until
+// the session's end.
+func MaxHold(d time.Duration) LockOption {
+	return LockOption{func(o *lockOptions) {
+		o.maxHold = d
+		if d < maxHoldMin || d > maxHoldMax {
+			o.err = errors.Join(o.err, fmt.Errorf("%w: MaxHold %v: use %v to %v, or leave the option out for no bound", ErrBadOptions, d, maxHoldMin, maxHoldMax))
 		}
 	}}
 }
@@ -55,7 +74,8 @@ type Lock struct {
 	path       string
 	mode       Mode
 	generation uint64
-	seq        uint64 // of the Lock command: with the session, the owner
+	seq        uint64        // of the Lock command: with the session, the owner
+	maxHold    time.Duration // 0 = no bound
 	done       chan struct{}
 
 	// Guarded by session.mu.
@@ -110,24 +130,24 @@ func (c *Client) WithLock(ctx context.Context, path string, fn func(ctx context.
 // Lock returns ErrBadPath, ErrBadOptions, ErrSessionExpired, ErrOverloaded, ErrClosed, or the error of ctx. Whenever it
 // returns an error the caller does not hold the lock: a waiter left behind is withdrawn.
 func (s *Session) Lock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "lock", path, lockRequest{mode: Exclusive}, opts)
+	return s.lockPath(ctx, "lock", path, &lockRequest{mode: Exclusive}, opts)
 }
 
 // RLock is Lock for shared holding: any number of shared holders, and no exclusive one. A shared caller does not
 // overtake an exclusive one that waits.
 func (s *Session) RLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "rlock", path, lockRequest{mode: Shared}, opts)
+	return s.lockPath(ctx, "rlock", path, &lockRequest{mode: Shared}, opts)
 }
 
 // TryLock is Lock that does not wait: it returns ErrLockHeld when the lock is held, awaited or delayed.
 func (s *Session) TryLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "trylock", path, lockRequest{mode: Exclusive, try: true}, opts)
+	return s.lockPath(ctx, "trylock", path, &lockRequest{mode: Exclusive, try: true}, opts)
 }
 
 // TryRLock is RLock that does not wait: it returns ErrLockHeld when the lock is held exclusively, delayed, or when
 // another waits for it.
 func (s *Session) TryRLock(ctx context.Context, path string, opts ...LockOption) (*Lock, error) {
-	return s.lockPath(ctx, "tryrlock", path, lockRequest{mode: Shared, try: true}, opts)
+	return s.lockPath(ctx, "tryrlock", path, &lockRequest{mode: Shared, try: true}, opts)
 }
 
 // WithLock calls fn while the lock at path is held exclusively, with a context that ends when the lock's does or when
@@ -142,32 +162,71 @@ func (s *Session) WithLock(ctx context.Context, path string, fn func(ctx context
 }
 
 func (l *Lock) with(ctx context.Context, fn func(context.Context, *Lock) error) error {
-	held := l.Context()
-	inner, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
-	defer func() { // also when fn panics
-		stop()
-		cancel(nil)
-	}()
-	err := func() error {
-		defer func() {
-			if r := recover(); r != nil {
-				_ = l.Unlock(context.WithoutCancel(ctx))
-				panic(r)
-			}
-		}()
-		return fn(inner, l)
-	}()
-	lost := held.Err() != nil
+	stood, err := l.during(ctx, func(ctx context.Context) error { return fn(ctx, l) })
+	if errors.Is(l.Err(), ErrNotHeld) {
+		return err // fn has unlocked by itself
+	}
 	// ctx may have ended, which must not keep the next holder waiting for our lease: Unlock goes on by itself.
 	unlockErr := l.Unlock(ctx)
 	switch {
 	case err != nil:
 		return err
-	case lost:
+	case !stood:
 		return &Error{Op: "lock", Path: l.path, Err: ErrLockLost}
 	}
 	return unlockErr
+}
+
+// during calls fn with a context that ends with the lock's and with ctx, and reports whether the lock's stood to the end.
+// If fn does not return, by a panic or runtime.Goexit, the lock is given back.
+func (l *Lock) during(ctx context.Context, fn func(context.Context) error) (stood bool, err error) {
+	held := l.Context()
+	inner, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(held, func() { cancel(context.Cause(held)) })
+	returned := false
+	defer func() {
+		stop()
+		cancel(nil)
+		if !returned {
+			l.release(ctx)
+		}
+	}()
+	err = fn(heldContext{inner, ctx, held, cancel, l})
+	returned = true
+	return held.Err() == nil, err
+}
+
+// release unlocks, for a moment also when ctx has ended, and then in the background.
+func (l *Lock) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := l.unlock(ctx); err != nil {
+		l.session.client.node.log.Debug("lock not given back yet", "path", l.path, "err", err)
+	}
+}
+
+// heldContext is a caller's context that also ends with a lock's, to the moment when asked.
+type heldContext struct {
+	context.Context
+	outer  context.Context // the caller's
+	held   context.Context // the lock's
+	cancel context.CancelCauseFunc
+	lock   *Lock
+}
+
+// Value gives the caller's context under the lock, for its unlock.
+func (c heldContext) Value(key any) any {
+	if key == c.lock {
+		return c.outer
+	}
+	return c.Context.Value(key)
+}
+
+func (c heldContext) Err() error {
+	if c.held.Err() != nil {
+		c.cancel(context.Cause(c.held))
+	}
+	return c.Context.Err()
 }
 
 // lockRequest is what tells one kind of Lock call from another.
@@ -176,23 +235,25 @@ type lockRequest struct {
 	try     bool
 	publish bool // Campaign: value goes to the file at path in the entry of the grant
 	value   []byte
+	queued  bool // the answer: the call had a place in the queue
 }
 
-// lock is a Lock call on the default session. A session that had ended before it could do anything is replaced.
+// lock is a Lock call on the default session. A session that had ended before it could do anything is replaced. One that
+// ends while the call waits takes the call's place in the queue with it, and its caller is told.
 func (c *Client) lock(ctx context.Context, op, path string, q lockRequest, opts []LockOption) (*Lock, error) {
 	for {
 		s, err := c.session(ctx)
 		if err != nil {
 			return nil, &Error{Op: op, Path: path, Err: err}
 		}
-		l, err := s.lockPath(ctx, op, path, q, opts)
-		if err == nil || !retired(err) || ctx.Err() != nil {
+		l, err := s.lockPath(ctx, op, path, &q, opts)
+		if err == nil || q.queued || !retired(err) || ctx.Err() != nil {
 			return l, err
 		}
 	}
 }
 
-func (s *Session) lockPath(ctx context.Context, op, path string, q lockRequest, opts []LockOption) (*Lock, error) {
+func (s *Session) lockPath(ctx context.Context, op, path string, q *lockRequest, opts []LockOption) (*Lock, error) {
 	l, err := s.acquire(ctx, path, q, opts)
 	if err != nil {
 		return nil, &Error{Op: op, Path: path, Err: err}
@@ -200,7 +261,7 @@ func (s *Session) lockPath(ctx context.Context, op, path string, q lockRequest, 
 	return l, nil
 }
 
-func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts []LockOption) (*Lock, error) {
+func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts []LockOption) (*Lock, error) {
 	c := s.client
 	path, err := c.entryPath(path)
 	if err != nil {
@@ -225,7 +286,7 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 	defer c.forget(me)
 	r, err := s.send(ctx, t, &command.Command{
 		Kind: command.KindLock, Path: path, Mode: q.mode, Try: q.try, HasData: q.publish, Data: q.value,
-		Delay: uint64(o.delay / time.Millisecond),
+		Delay: uint64(o.delay / time.Millisecond), Hold: uint64((o.maxHold + time.Millisecond - 1) / time.Millisecond),
 	}, false)
 	// Answered, queued or given up, the command needs its place in the window no longer: a waiter's place is in the
 	// queue. Were it kept open, one call that waits for an hour would fill the window with all that come after it.
@@ -244,6 +305,7 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 		return nil, codeError(r.Code)
 	}
 	generation := r.Generation
+	q.queued = generation == 0
 	for generation == 0 {
 		select {
 		case generation = <-w.granted:
@@ -263,7 +325,7 @@ func (s *Session) acquire(ctx context.Context, path string, q lockRequest, opts 
 			return nil, err
 		}
 	}
-	return s.hold(ctx, &Lock{session: s, path: path, mode: q.mode, generation: generation, seq: t.seq, done: make(chan struct{})})
+	return s.hold(ctx, &Lock{session: s, path: path, mode: q.mode, generation: generation, seq: t.seq, maxHold: o.maxHold, done: make(chan struct{})})
 }
 
 // review looks at what became of a waiting call: its generation, 0 if it waits on, or why it will not be granted.
@@ -294,13 +356,22 @@ func (s *Session) review(ctx context.Context, path string, seq uint64) (generati
 // session is saved or gone.
 func (s *Session) hold(ctx context.Context, l *Lock) (*Lock, error) {
 	for {
-		s.check(s.client.node.clock.Boot())
+		now := s.client.node.clock.Boot()
+		s.check(now)
 		s.mu.Lock()
 		state, changed := s.mu.state, s.mu.changed
 		if state == SessionActive {
 			l.renew()
-			s.mu.locks[l] = struct{}{}
+			s.mu.locks[l.seq] = l
+			if l.maxHold > 0 {
+				// From before the acknowledgement leaves, so that the cell's count, from its receipt, ends later.
+				s.mu.holds.Set(l, now+l.maxHold)
+				s.mu.fresh[l] = struct{}{}
+			}
 			s.mu.Unlock()
+			if l.maxHold > 0 {
+				s.client.acknowledge()
+			}
 			return l, nil
 		}
 		s.mu.Unlock()
@@ -345,7 +416,7 @@ func (l *Lock) Sequencer() Sequencer {
 }
 
 // Context returns a context that ends before the cell may grant the lock to another: with cause ErrLockLost when the
-// session's lease runs out unrenewed, ErrSessionExpired when the session ended, ErrNotHeld after Unlock. Its Err looks
+// session's lease runs out unrenewed or MaxHold is over, ErrSessionExpired when the session ended, ErrNotHeld after Unlock. Its Err looks
 // at the clock when asked. A context that has ended stays so; if the session was saved within its grace period the lock
 // is still held, and a new call of Context gives a live one.
 func (l *Lock) Context() context.Context {
@@ -357,6 +428,28 @@ func (l *Lock) Context() context.Context {
 		l.renew()
 	}
 	return l.ctx
+}
+
+// saved waits until the lock's session is out of jeopardy. It reports false if the lock is gone for good.
+func (l *Lock) saved(ctx context.Context) (bool, error) {
+	s := l.session
+	for {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		s.check(s.client.node.clock.Boot())
+		s.mu.Lock()
+		gone, state, changed := l.err != nil, s.mu.state, s.mu.changed
+		s.mu.Unlock()
+		if gone || state == SessionActive {
+			return !gone, nil
+		}
+		select {
+		case <-changed:
+		case <-l.done:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // renew gives the lock a live context. Called with session.mu held.
@@ -383,7 +476,7 @@ func (c lockContext) Err() error {
 func (l *Lock) Done() <-chan struct{} { return l.done }
 
 // Err returns nil while the lock may still be held, and after Done is closed why it is gone: ErrNotHeld after Unlock,
-// ErrSessionExpired, or ErrClosed.
+// ErrLockLost after MaxHold, ErrSessionExpired, or ErrClosed.
 func (l *Lock) Err() error {
 	s := l.session
 	s.check(s.client.node.clock.Boot())
@@ -400,7 +493,16 @@ func (l *Lock) endLocked(why error) {
 	l.err = why
 	l.cancel(why)
 	close(l.done)
-	delete(l.session.mu.locks, l)
+	delete(l.session.mu.locks, l.seq)
+	if l.maxHold > 0 {
+		l.session.mu.holds.Remove(l)
+		delete(l.session.mu.fresh, l)
+	}
+}
+
+// unlockCommand names the grant, so that doing it twice is doing it once.
+func (l *Lock) unlockCommand() *command.Command {
+	return &command.Command{Kind: command.KindUnlock, Path: l.path, Generation: l.generation, LockSeq: l.seq}
 }
 
 // Unlock releases the lock. Its Context and Done end first. It names this grant, so it never frees a later holder's.
@@ -423,11 +525,21 @@ func (l *Lock) unlock(ctx context.Context) error {
 	if gone {
 		return ErrNotHeld
 	}
-	c := command.Command{Kind: command.KindUnlock, Path: l.path, Generation: l.generation, LockSeq: l.seq}
-	r, err := s.do(ctx, &c, true)
+	if outer, ok := ctx.Value(l).(context.Context); ok {
+		// The context that fn of WithLock or RunLeader was given has just ended with the lock. That is no reason not to
+		// wait for the cell's answer.
+		if deadline, ok := ctx.Deadline(); ok {
+			bounded, cancel := context.WithDeadline(outer, deadline)
+			defer cancel()
+			outer = bounded
+		}
+		ctx = outer
+	}
+	c := l.unlockCommand()
+	r, err := s.do(ctx, c, true)
 	if err != nil {
 		if ctx.Err() != nil {
-			s.persist(&c) // names the grant, so that doing it twice is doing it once
+			s.persist(c)
 			if !errors.Is(err, ErrUncertain) {
 				err = fmt.Errorf("%w: %w", ErrUncertain, err)
 			}

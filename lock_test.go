@@ -372,6 +372,30 @@ func TestWithLock(t *testing.T) {
 			t.Errorf("lost meanwhile: %v", err)
 		}
 		mustUnlock(t, mustLock(t, cell.Node(1), "/w"))
+		// fn may unlock by itself, with the context that ends by that, and wait for the cell's answer.
+		err = cell.Node(0).WithLock(t.Context(), "/w", func(ctx context.Context, l *chubby.Lock) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if err := l.Unlock(ctx); err != nil {
+				t.Errorf("Unlock within fn: %v", err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("unlocked by fn: %v", err)
+		}
+		// What leaves fn otherwise leaves no lock behind.
+		func() {
+			defer func() {
+				if r := recover(); r != "boom" {
+					t.Errorf("recovered %v", r)
+				}
+			}()
+			_ = cell.Node(0).WithLock(t.Context(), "/w", func(context.Context, *chubby.Lock) error { panic("boom") })
+		}()
+		if _, err := cell.Node(1).TryLock(t.Context(), "/w"); err != nil {
+			t.Errorf("after a panic: %v", err)
+		}
 	})
 }
 
@@ -493,5 +517,246 @@ func TestCampaignRefused(t *testing.T) {
 			t.Errorf("Campaign: %v", err)
 		}
 		mustUnlock(t, mustLock(t, cell.Node(2), "/c"))
+	})
+}
+
+// LockInfo names every holder with its session, and tells who waits and what shuts the lock.
+func TestLockInfo(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		info := func() chubby.LockInfo {
+			t.Helper()
+			info, err := cell.Node(2).LockInfo(t.Context(), "i")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info
+		}
+		if got := info(); got.Path != "/i" || got.Mode != 0 || got.Generation != 0 || got.Holders != nil || got.Waiters != 0 || got.Delayed {
+			t.Errorf("free: %+v", got)
+		}
+		var sessions []*chubby.Session
+		var want []chubby.LockHolder
+		var generation uint64
+		for i, name := range []string{"alice", "bob"} {
+			s, err := cell.Node(i).NewSession(t.Context(), chubby.SessionOptions{Name: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := s.RLock(t.Context(), "/i", chubby.LockDelay(time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			generation = l.Sequencer().Generation
+			sessions = append(sessions, s)
+			want = append(want, chubby.LockHolder{Session: s.ID(), Name: name, Since: cell.Leader().Status().Revision})
+		}
+		for range 3 {
+			go func() { _, _ = cell.Node(2).Lock(context.Background(), "/i") }()
+		}
+		time.Sleep(time.Second)
+		got := info()
+		if fmt.Sprint(got.Holders) != fmt.Sprint(want) || got.Mode != chubby.Shared || got.Generation != generation || got.Generation != want[0].Since || got.Waiters != 3 || got.Delayed {
+			t.Errorf("got %+v, want holders %+v since generation %d", got, want, generation)
+		}
+		if err := sessions[0].Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := info(); fmt.Sprint(got.Holders) != fmt.Sprint(want[1:]) || got.Generation != generation {
+			t.Errorf("one left: %+v", got)
+		}
+		cell.Crash(1)
+		time.Sleep(30 * time.Second)
+		if got := info(); !got.Delayed || got.Holders != nil || got.Mode != 0 || got.Generation != 0 || got.Waiters != 3 {
+			t.Errorf("delayed: %+v", got)
+		}
+		time.Sleep(time.Minute)
+		if got := info(); got.Delayed || got.Mode != chubby.Exclusive || len(got.Holders) != 1 || got.Holders[0].Name != "n2" || got.Waiters != 2 {
+			t.Errorf("after the delay: %+v", got)
+		}
+	})
+}
+
+// Two Lock calls of one session exclude each other like those of two, and each Unlock is of its own grant.
+func TestCallsOfOneSessionExclude(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		s, err := cell.Node(0).NewSession(t.Context(), chubby.SessionOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var inside atomic.Int32
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				for range 5 {
+					err := s.WithLock(t.Context(), "/x", func(context.Context, *chubby.Lock) error {
+						if n := inside.Add(1); n != 1 {
+							t.Errorf("%d inside", n)
+						}
+						time.Sleep(time.Millisecond)
+						inside.Add(-1)
+						return nil
+					})
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		// A shared holder waits for itself when it wants more, until its ctx ends.
+		r, err := s.RLock(t.Context(), "/x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Lock(within(t, time.Minute), "/x"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Lock over its own RLock: %v", err)
+		}
+		mustUnlock(t, r)
+	})
+}
+
+// The grant and the end of the waiter's ctx meet at every distance, to within a microsecond: the call either has the lock
+// or leaves nothing, and the next one does not wait.
+func TestCancelMeetsGrant(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		cell.Leader()
+		cell.Delay(0, 20*time.Microsecond)
+		granted := 0
+		const rounds = 100
+		for i := range rounds {
+			l := mustLock(t, cell.Node(i%3), "/g")
+			ctx, cancel := context.WithCancel(t.Context())
+			got := make(chan *chubby.Lock)
+			go func() {
+				l, err := cell.Node((i+1)%3).Lock(ctx, "/g")
+				if (l == nil) != (err != nil) || err != nil && (!errors.Is(err, context.Canceled) || errors.Is(err, chubby.ErrUncertain)) {
+					t.Errorf("%v, %v", l, err)
+				}
+				got <- l
+			}()
+			time.Sleep(10 * time.Millisecond)
+			time.AfterFunc(time.Duration(i*2)*time.Microsecond, cancel)
+			mustUnlock(t, l)
+			if l := <-got; l != nil {
+				granted++
+				if err := cell.Node(i%3).CheckSequencer(t.Context(), l.Sequencer()); err != nil || l.Context().Err() != nil {
+					t.Errorf("round %d: a grant that is none: %v, %v", i, err, context.Cause(l.Context()))
+				}
+				mustUnlock(t, l)
+			}
+			start := time.Now()
+			mustUnlock(t, mustLock(t, cell.Node((i+2)%3), "/g"))
+			wantBetween(t, "the next has it", time.Since(start), 0, 100*time.Millisecond)
+		}
+		if granted == 0 || granted == rounds {
+			t.Errorf("%d of %d calls were granted: the moments did not meet", granted, rounds)
+		}
+		t.Logf("%d of %d granted", granted, rounds)
+	})
+}
+
+// The lock of a holder that is gone is granted elsewhere when its lease, the margin and its delay are over: no sooner, and
+// hardly later. A change of the cell leader meanwhile costs one full lease.
+func TestHolderLost(t *testing.T) {
+	const lease, delay = 12 * time.Second, 7 * time.Second
+	const counted = lease + lease/100 + lease/10 // what the cell counts
+	for _, tt := range []struct {
+		name    string
+		opts    []chubby.LockOption
+		delay   time.Duration
+		changes int
+	}{
+		{"lease", nil, 0, 0},
+		{"lease and delay", []chubby.LockOption{chubby.LockDelay(delay)}, delay, 0},
+		{"a leader change", nil, 0, 1},
+		{"two leader changes", []chubby.LockOption{chubby.LockDelay(delay)}, delay, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, 5, func(t *testing.T, cell *chubbytest.Cell) {
+				holder := others(5, cell.Index(cell.Leader()))[0]
+				l := mustLock(t, cell.Node(holder), "/l", tt.opts...)
+				time.Sleep(10 * time.Second)
+				ctx, start := l.Context(), time.Now()
+				cell.Partition([]int{holder}, others(5, holder))
+				known := make(chan time.Duration, 1)
+				go func() {
+					<-ctx.Done()
+					known <- time.Since(start)
+				}()
+				for range tt.changes {
+					time.Sleep(5 * time.Second)
+					leader := cell.Index(cell.Leader())
+					cell.Crash(leader)
+					cell.Leader()
+					cell.Restart(leader)
+				}
+				mustLock(t, cell.Node(others(5, holder)[0]), "/l")
+				d := time.Since(start)
+				// The last KeepAlive before the cut left at most a third of the lease before it.
+				wantBetween(t, "the holder knows", <-known, lease-lease/3, lease+100*time.Millisecond)
+				lo, hi := counted-lease/3+tt.delay, counted+tt.delay+200*time.Millisecond
+				if tt.changes > 0 {
+					lo = counted + tt.delay
+					hi += time.Duration(tt.changes) * (5*time.Second + 3*time.Second) // the change's time, and the election
+				}
+				wantBetween(t, "granted", d, lo, hi)
+			})
+		})
+	}
+}
+
+// Changes of the cell leader that are shorter than the lease lose no session and no lock, however many they are.
+func TestLeaderChangesLoseNothing(t *testing.T) {
+	rounds := 25
+	if *long {
+		rounds = 1000
+	}
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		var locks []*chubby.Lock
+		var contexts []context.Context
+		for i := range 3 {
+			cell.Leader()
+			for j := range 4 {
+				l := mustLock(t, cell.Node(i), fmt.Sprintf("/l/%d/%d", i, j))
+				locks, contexts = append(locks, l), append(contexts, l.Context())
+			}
+		}
+		term, changes := cell.Leader().Status().Term, 0
+		for round := range rounds {
+			leader := cell.Index(cell.Leader())
+			switch round % 3 {
+			case 0:
+				cell.Partition([]int{leader}, others(3, leader))
+				time.Sleep(time.Second)
+				cell.Heal()
+			case 1:
+				cell.Pause(leader)
+				time.Sleep(time.Second)
+				cell.Resume(leader)
+			case 2: // it hears the others, and they do not hear it
+				for _, i := range others(3, leader) {
+					cell.Cut(leader, i)
+				}
+				time.Sleep(time.Second)
+				cell.Heal()
+			}
+			if now := cell.Leader().Status().Term; now > term {
+				term = now
+				changes++
+			}
+			time.Sleep(time.Second)
+		}
+		for i, l := range locks {
+			if contexts[i].Err() != nil || l.Err() != nil {
+				t.Fatalf("lock %d: %v, %v", i, context.Cause(contexts[i]), l.Err())
+			}
+			if err := cell.Node(0).CheckSequencer(within(t, time.Minute), l.Sequencer()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if changes < rounds*9/10 {
+			t.Errorf("only %d changes in %d rounds", changes, rounds)
+		}
+		t.Logf("%d changes of the cell leader", changes)
 	})
 }

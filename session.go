@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"sync"
 	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
+	"github.com/chubbygo/chubby/internal/lease"
+	"github.com/chubbygo/chubby/internal/wire"
 )
 
 // SessionID names a session in its cell. It is never used again.
@@ -63,8 +66,10 @@ type Session struct {
 		state      SessionState
 		validUntil time.Duration // Clock.Boot; what the cell promised, counted from when we asked
 		err        error
-		locks      map[*Lock]struct{}
-		changed    chan struct{} // closed and replaced when state changes
+		locks      map[uint64]*Lock   // by the sequence of their Lock commands
+		holds      lease.Queue[*Lock] // when those with a MaxHold end here; Clock.Boot
+		fresh      map[*Lock]struct{} // of these, those whose grant has not been acknowledged yet
+		changed    chan struct{}      // closed and replaced when state changes
 	}
 }
 
@@ -124,7 +129,8 @@ func (c *Client) openSession(ctx context.Context, o SessionOptions) (*Session, e
 		s.window.init()
 		s.mu.state = SessionActive
 		s.mu.validUntil = sent + o.Lease
-		s.mu.locks = make(map[*Lock]struct{})
+		s.mu.locks = make(map[uint64]*Lock)
+		s.mu.fresh = make(map[*Lock]struct{})
 		s.mu.changed = make(chan struct{})
 		if err := c.keep(s); err != nil {
 			return nil, err
@@ -177,14 +183,31 @@ func (s *Session) Err() error {
 }
 
 // Close ends the session: the contexts of its locks end first, then the cell frees its locks without lock-delay and
-// removes its ephemeral entries. If ctx ends before the cell answered, the error is ErrUncertain and the session ends
-// with its lease at the latest. Closing twice is allowed.
-func (s *Session) Close(ctx context.Context) error {
+// removes its ephemeral entries. If ctx ends before the cell answered, the error is ErrUncertain, and closing goes on in
+// the background until the session's lease would have ended it. Closing twice is allowed.
+func (s *Session) Close(ctx context.Context) error { return s.close(ctx, true) }
+
+// close is Close that may leave the session to its lease when ctx ends.
+func (s *Session) close(ctx context.Context, persist bool) error {
 	if !s.end(ErrClosed) {
 		return nil
 	}
-	_, err := s.client.node.propose(ctx, command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id)}), true, nil)
+	n := s.client.node
+	raw := command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id)})
+	_, err := n.propose(ctx, raw, true, nil)
 	if err != nil {
+		if ctx.Err() != nil && persist {
+			n.spawn(func() {
+				ctx, cancel := context.WithTimeout(n.ctx, 2*s.lease)
+				defer cancel()
+				if _, err := n.propose(ctx, raw, true, nil); err != nil {
+					n.log.Debug("session left to its lease", "session", s.id, "err", err)
+				}
+			})
+		}
+		if ctx.Err() != nil && !errors.Is(err, ErrUncertain) {
+			err = fmt.Errorf("%w: %w", ErrUncertain, err)
+		}
 		return &Error{Op: "close session", Path: s.name, Err: err}
 	}
 	return nil
@@ -274,15 +297,55 @@ func (s *Session) check(now time.Duration) {
 	s.mu.Lock()
 	if s.mu.state == SessionActive && now >= s.mu.validUntil {
 		s.setState(SessionJeopardy)
-		for l := range s.mu.locks {
+		for _, l := range s.mu.locks {
 			l.cancel(ErrLockLost) // a context's cancel runs no code of users
 		}
 	}
 	over := s.mu.state == SessionJeopardy && now >= s.mu.validUntil+s.grace
+	overdue := s.mu.holds.Due(now, math.MaxInt)
+	for _, l := range overdue {
+		l.endLocked(ErrLockLost)
+	}
 	s.mu.Unlock()
+	for _, l := range overdue {
+		// The cell's own count may not have begun: the acknowledgement can be lost. Whoever waits need not wait for it.
+		s.client.node.log.Info("lock held for as long as it may be", "path", l.path, "max", l.maxHold)
+		s.persist(l.unlockCommand())
+	}
 	if over {
 		s.end(ErrSessionExpired)
 	}
+}
+
+// released ends the handle of a grant that the cell says is over.
+func (s *Session) released(seq uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.mu.locks[seq]; l != nil {
+		l.endLocked(ErrLockLost)
+	}
+}
+
+// holdings adds the grants that bear a MaxHold to a KeepAlive, or those alone that have not been acknowledged yet.
+func (s *Session) holdings(list []wire.Hold, all bool) []wire.Hold {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	add := func(l *Lock) {
+		list = append(list, wire.Hold{Path: l.path, Generation: l.generation, Session: uint64(s.id), Seq: l.seq})
+	}
+	if !all {
+		for l := range s.mu.fresh {
+			add(l)
+		}
+	} else if s.mu.holds.Len() > 0 {
+		for _, l := range s.mu.locks {
+			if l.maxHold > 0 {
+				add(l)
+			}
+		}
+	}
+	clear(s.mu.fresh)
+	return list
 }
 
 // end makes the session expired for the reason given. It reports false if it was before.
@@ -294,7 +357,7 @@ func (s *Session) end(why error) bool {
 	}
 	s.mu.err = why
 	s.setState(SessionExpired)
-	for l := range s.mu.locks {
+	for _, l := range s.mu.locks {
 		l.endLocked(why)
 	}
 	close(s.done)

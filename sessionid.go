@@ -19,6 +19,7 @@ type sessionIDs struct {
 	mu struct {
 		sync.Mutex
 		flake *sonyflake.Sonyflake
+		made  int // ids that flake has made
 		last  uint64
 	}
 }
@@ -26,20 +27,25 @@ type sessionIDs struct {
 // idStart is earlier than any clock: testing/synctest begins in the year 2000.
 var idStart = time.Date(1990, 1, 1, 0, 0, 0, 0, time.UTC)
 
-const slotBits = 16
+const (
+	slotBits = 16
+	flakeIDs = 1 << 8 // in 10 ms
+)
 
 // next returns an id above all that it returned before and above the floor.
 func (s *sessionIDs) next(slot uint32) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mu.flake == nil || s.behind() {
-		// A generator whose clock fell behind its last id would sleep in NextID until the clock has caught up.
+	if s.mu.flake == nil || s.mu.made == flakeIDs || s.behind() {
+		// A generator whose clock fell behind its last id, or that has used up the numbers of its 10 ms, would sleep in
+		// NextID, and with it everybody who waits for mu. A new one begins again, and last is what ids are above.
 		flake, err := sonyflake.New(sonyflake.Settings{StartTime: idStart, MachineID: func() (int, error) { return int(slot), nil }})
 		if err != nil {
 			return 0, fmt.Errorf("session id: %w", err)
 		}
-		s.mu.flake = flake
+		s.mu.flake, s.mu.made = flake, 0
 	}
+	s.mu.made++
 	id, err := s.mu.flake.NextID()
 	if err != nil {
 		return 0, fmt.Errorf("session id: %w", err)

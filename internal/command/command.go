@@ -24,7 +24,7 @@ const (
 	KindDelete                         // Path, Conds
 	KindDeleteTree                     // Path
 	KindTxn                            // If, Then, Else
-	KindLock                           // Path, Mode, Try, Delay, Data (HasData: published in the same entry, for elections)
+	KindLock                           // Path, Mode, Try, Delay, Hold, Data (HasData: published in the same entry, for elections)
 	KindUnlock                         // Path, Generation, LockSeq: names the owner, never frees a later one. With Seq 0 the leader's decision (MaxHold) in Term
 	KindCancelLock                     // Path, LockSeq: the waiter leaves, what was just granted is released, a copy yet to come does nothing
 )
@@ -53,6 +53,7 @@ type Command struct {
 	Number    int64
 	Bound     int64
 	Delay     uint64 // KindLock: lock-delay in milliseconds
+	Hold      uint64 // KindLock: longest holding (MaxHold) in milliseconds; 0 = no bound
 
 	Generation uint64
 	LockSeq    uint64 // the Seq of the Lock command that made the owner

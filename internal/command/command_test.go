@@ -52,7 +52,7 @@ var commands = []Command{
 	{Kind: KindDelete, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/a/b", Conds: allConds[:1]},
 	{Kind: KindDeleteTree, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/a/b"},
 	{Kind: KindTxn, Session: 70000, Seq: 9, AckedBelow: 8, If: allConds, Then: allOps, Else: allOps[:1]},
-	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", Mode: fence.Exclusive, Try: true, Delay: 5000},
+	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", Mode: fence.Exclusive, Try: true, Delay: 5000, Hold: 70000},
 	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", Mode: fence.Shared, HasData: true, Data: []byte("me")},
 	{Kind: KindUnlock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", Generation: 300, LockSeq: 7, Term: 5},
 	{Kind: KindCancelLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", LockSeq: 7},

@@ -97,6 +97,7 @@ func Decode(b []byte, c *Command) error {
 		f := r.flags(flagTry | flagHasData)
 		c.Try, c.HasData = f&flagTry != 0, f&flagHasData != 0
 		c.Delay = r.uvarint()
+		c.Hold = r.uvarint()
 		if c.HasData {
 			c.Data = r.bytes()
 		}

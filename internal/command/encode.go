@@ -84,6 +84,7 @@ func Append(dst []byte, c *Command) []byte {
 	case KindLock:
 		dst = append(dst, byte(c.Mode), flags(c.Try, flagTry)|flags(c.HasData, flagHasData))
 		dst = binary.AppendUvarint(dst, c.Delay)
+		dst = binary.AppendUvarint(dst, c.Hold)
 		if c.HasData {
 			dst = appendBytes(dst, c.Data)
 		}

@@ -107,3 +107,29 @@ func BenchmarkSnapshot(b *testing.B) {
 		}
 	})
 }
+
+// One operation is one hand-over to the next waiter, or one waiter that leaves from the middle of the queue; each is a
+// batch of its own. The queue is filled again outside the clock when half of it is gone.
+func BenchmarkQueue(b *testing.B) {
+	for _, op := range []string{"handover", "cancel"} {
+		for _, waiters := range []int{100, 10_000, 100_000} {
+			b.Run(fmt.Sprintf("op=%s/waiters=%d", op, waiters), func(b *testing.B) {
+				b.ReportAllocs()
+				m, i := queueOf(b, waiters), 0
+				for b.Loop() {
+					if i == waiters/2 {
+						b.StopTimer()
+						m, i = queueOf(b, waiters), 0
+						b.StartTimer()
+					}
+					if op == "handover" {
+						handOver(b, m, i)
+					} else {
+						cancelQueued(b, m, waiters/2+i)
+					}
+					i++
+				}
+			})
+		}
+	}
+}

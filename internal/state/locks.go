@@ -23,7 +23,7 @@ func (m *Machine) putLock(path string, l lock) {
 
 func (m *Machine) putOwner(o *owner) {
 	m.w.owners.set(key128(o.session, o.seq), o)
-	m.note(noteOwner, o.path, o.session, o.seq, o.ticket, o.since, o.delay, uint64(o.mode))
+	m.note(noteOwner, o.path, o.session, o.seq, o.ticket, o.since, o.delay, o.hold, uint64(o.mode))
 }
 
 func (m *Machine) lockOf(path string) lock {
@@ -56,7 +56,7 @@ func (m *Machine) lock(c *command.Command) command.Result {
 	if !free && c.Try {
 		return refuse(command.LockHeld)
 	}
-	o := &owner{session: c.Session, seq: c.Seq, path: c.Path, ticket: m.now, mode: c.Mode, delay: c.Delay, publish: c.HasData, data: keep(c.Data)}
+	o := &owner{session: c.Session, seq: c.Seq, path: c.Path, ticket: m.now, mode: c.Mode, delay: c.Delay, hold: c.Hold, publish: c.HasData, data: keep(c.Data)}
 	if free {
 		m.grant(o)
 		return command.Result{Generation: m.lockOf(c.Path).generation}

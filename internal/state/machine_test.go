@@ -429,7 +429,10 @@ func TestLongQueue(t *testing.T) {
 			t.Fatal(n, describe(&r))
 		}
 		_, events := m.Publish()
-		got := events[len(events)-1]
+		if len(events) != 2 || events[0].Kind != LockReleased {
+			t.Fatalf("%d: a hand-over wakes its waiter alone, this one told of %+v", n, events)
+		}
+		got := events[1]
 		holder = Holder{Session: uint64(n%sessions + 1), Seq: uint64(n/sessions + 1)}
 		if got.Kind != LockAcquired || got.Session != holder.Session || got.Seq != holder.Seq || got.Generation <= last {
 			t.Fatalf("%d: %+v", n, got)
@@ -442,30 +445,93 @@ func TestLongQueue(t *testing.T) {
 	}
 }
 
-// The cost of a hand-over must not grow with the queue: it would with a list that is copied. Memory shows it without a
-// clock.
+// queueOf gives a machine with so many waiters, of sessions with 500 of them each, behind one holder.
+func queueOf(t testing.TB, waiters int) *Machine {
+	m := NewMachine(New("local", 7))
+	openSessions(t, m, waiters/500+2)
+	for i := range waiters + 1 {
+		apply(t, m, queuedLock(i))
+	}
+	m.Publish()
+	return m
+}
+
+func queuedLock(i int) *command.Command {
+	return &command.Command{Kind: command.KindLock, Session: uint64(i/500 + 1), Seq: uint64(i%500 + 1), Path: "/l", Mode: fence.Exclusive}
+}
+
+// handOver unlocks the i-th of queueOf's, which is the holder, and cancelQueued takes it out of the queue.
+func handOver(t testing.TB, m *Machine, i int) {
+	l := m.w.lockOf("/l")
+	r := apply(t, m, &command.Command{Kind: command.KindUnlock, Session: uint64(i/500 + 1), LockSeq: uint64(i%500 + 1), Term: 1, Path: "/l", Generation: l.generation})
+	if r.Code != command.OK {
+		t.Fatal(i, describe(&r))
+	}
+	m.Publish()
+}
+
+func cancelQueued(t testing.TB, m *Machine, i int) {
+	waiters := m.w.counts.Waiters
+	r := apply(t, m, &command.Command{Kind: command.KindCancelLock, Session: uint64(i/500 + 1), Seq: uint64(1000 + i%500), AckedBelow: uint64(1000 + i%500), LockSeq: uint64(i%500 + 1), Path: "/l"})
+	if r.Code != command.OK || m.w.counts.Waiters != waiters-1 {
+		t.Fatal(i, describe(&r), m.w.counts)
+	}
+	m.Publish()
+}
+
+// The cost of a hand-over, and of one that leaves the middle of the queue, must not grow with the queue: it would with a
+// list that is copied. Memory shows it without a clock. The trees of a long queue are two levels higher, no more.
 func TestHandOverIsCheap(t *testing.T) {
-	cost := func(waiters int) uint64 {
-		m := NewMachine(New("local", 7))
-		openSessions(t, m, waiters/500+2)
-		for i := range waiters {
-			apply(t, m, &command.Command{Kind: command.KindLock, Session: uint64(i/500 + 1), Seq: uint64(i%500 + 1), Path: "/l", Mode: fence.Exclusive})
+	for name, step := range map[string]func(m *Machine, waiters, i int){
+		"hand-over": func(m *Machine, _, i int) { handOver(t, m, i) },
+		"cancel":    func(m *Machine, waiters, i int) { cancelQueued(t, m, waiters/2+i) },
+	} {
+		cost := func(waiters int) uint64 {
+			m := queueOf(t, waiters)
+			const n = 100
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			for i := range n {
+				step(m, waiters, i)
+			}
+			runtime.ReadMemStats(&after)
+			return (after.TotalAlloc - before.TotalAlloc) / n
 		}
-		m.Publish()
-		const n = 100
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for i := range n {
-			l := m.w.lockOf("/l")
-			apply(t, m, &command.Command{Kind: command.KindUnlock, Session: uint64(i/500 + 1), LockSeq: uint64(i%500 + 1), Term: 1, Path: "/l", Generation: l.generation})
+		few, some, many := cost(500), cost(10_000), cost(100_000)
+		if many > 4*few {
+			t.Errorf("a %s allocates %d bytes with 500 waiters, %d with 10,000 and %d with 100,000", name, few, some, many)
+		}
+		t.Logf("a %s allocates %d bytes with 500 waiters, %d with 10,000 and %d with 100,000", name, few, some, many)
+	}
+}
+
+// A session that does nothing is small: at most 1 KiB in a snapshot and in memory.
+func TestIdleSessionIsSmall(t *testing.T) {
+	const n = 10_000
+	m := NewMachine(New("local", 7))
+	empty := len(snapshot(t, m.State()))
+	heap := func() uint64 {
+		runtime.GC()
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return s.HeapAlloc
+	}
+	before := heap()
+	name, node := strings.Repeat("n", 64), strings.Repeat("s", 64)
+	for i := range uint64(n) {
+		apply(t, m, &command.Command{Kind: command.KindOpenSession, Session: i + 1, Slot: 1, Name: name, Node: node, Lease: 12000, Grace: 45000, Nonce: [16]byte{byte(i), byte(i >> 8)}})
+		if i%100 == 99 {
 			m.Publish()
 		}
-		runtime.ReadMemStats(&after)
-		return (after.TotalAlloc - before.TotalAlloc) / n
 	}
-	if few, many := cost(500), cost(10_000); many > 4*few {
-		t.Errorf("a hand-over allocates %d bytes with 500 waiters and %d with 10,000", few, many)
+	s, _ := m.Publish()
+	inMemory := (heap() - before) / n
+	inSnapshot := (len(snapshot(t, s)) - empty) / n
+	if inMemory > 1024 || inSnapshot > 1024 {
+		t.Errorf("an idle session takes %d bytes of memory and %d of a snapshot", inMemory, inSnapshot)
 	}
+	t.Logf("an idle session takes %d bytes of memory and %d of a snapshot", inMemory, inSnapshot)
+	runtime.KeepAlive(m)
 }
 
 func (s *State) lockOf(path string) lock {

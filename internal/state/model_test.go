@@ -39,10 +39,10 @@ type modelSession struct {
 }
 
 type modelOwner struct {
-	session, seq, ticket, delay uint64
-	path, data                  string
-	mode                        fence.Mode
-	publish, held               bool
+	session, seq, ticket, delay, hold uint64
+	path, data                        string
+	mode                              fence.Mode
+	publish, held                     bool
 }
 
 type modelLock struct{ generation, delay uint64 }
@@ -226,7 +226,7 @@ func (m *model) execute(term uint64, c *command.Command) command.Result {
 				return command.Result{Code: code}
 			}
 		}
-		o := &modelOwner{session: c.Session, seq: c.Seq, ticket: m.now(), delay: c.Delay, path: c.Path, data: string(c.Data), mode: c.Mode, publish: c.HasData}
+		o := &modelOwner{session: c.Session, seq: c.Seq, ticket: m.now(), delay: c.Delay, hold: c.Hold, path: c.Path, data: string(c.Data), mode: c.Mode, publish: c.HasData}
 		if len(m.at(c.Path, false)) > 0 || !m.admits(o) {
 			if c.Try {
 				return command.Result{Code: command.LockHeld}

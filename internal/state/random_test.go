@@ -128,6 +128,9 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 			c.Delay = uint64(g.n(3) * 1000)
 		}
 		if g.n(3) == 0 {
+			c.Hold = uint64(g.n(3) * 1000)
+		}
+		if g.n(3) == 0 {
 			c.HasData, c.Data = true, g.data()
 		}
 	case 20, 21, 22:
@@ -212,8 +215,16 @@ func compare(m *model, s *State) error {
 			return fmt.Errorf("%s: lock %+v, model %+v with %d holders", path, v, l, len(holders))
 		}
 		for i, h := range v.Holders {
-			if o := holders[i]; h.Session != o.session || h.Seq != o.seq || v.Mode != o.mode {
+			if o := holders[i]; h.Session != o.session || h.Seq != o.seq || h.Hold != o.hold || v.Mode != o.mode {
 				return fmt.Errorf("%s: holder %+v, model %+v", path, h, o)
+			}
+			id := HoldID{path, v.Generation, h.Session, h.Seq}
+			if hold, held := s.MaxHold(id); !held || hold != h.Hold {
+				return fmt.Errorf("%s: MaxHold(%+v) = %d, %v", path, id, hold, held)
+			}
+			id.Generation++
+			if _, held := s.MaxHold(id); held {
+				return fmt.Errorf("%s: held as %+v", path, id)
 			}
 		}
 	}

@@ -66,6 +66,7 @@ type owner struct {
 	since   uint64 // revision of the grant; 0 = waiting
 	mode    fence.Mode
 	delay   uint64 // milliseconds
+	hold    uint64 // milliseconds for which it may be held; 0 = no bound
 	publish bool   // data is to be written at path with the grant; only while waiting
 	data    []byte
 }

@@ -328,7 +328,7 @@ func (s *builder) readLock(f *fields) error {
 
 func (s *builder) readOwner(f *fields) error {
 	o := &owner{session: f.number(), seq: f.number(), path: f.text()}
-	f.numbers(&o.ticket, &o.since, &o.delay)
+	f.numbers(&o.ticket, &o.since, &o.delay, &o.hold)
 	o.mode = fence.Mode(f.byte(byte(fence.Shared)))
 	o.publish = f.byte(1) != 0
 	o.data = f.rest()

@@ -123,7 +123,11 @@ func (s *script) ask(q []string) []string {
 		v := st.Lock(q[1])
 		out = append(out, fmt.Sprintf("mode=%d generation=%d waiters=%d delayed=%v delay=%d", v.Mode, v.Generation, v.Waiters, v.Delayed, v.Delay))
 		for _, h := range v.Holders {
-			out = append(out, fmt.Sprintf("%d/%d %q since=%d", h.Session, h.Seq, h.Name, h.Since))
+			line := fmt.Sprintf("%d/%d %q since=%d", h.Session, h.Seq, h.Name, h.Since)
+			if h.Hold > 0 {
+				line += fmt.Sprintf(" hold=%d", h.Hold)
+			}
+			out = append(out, line)
 		}
 	case "grant":
 		session, seq, _ := strings.Cut(q[1], "/")
@@ -196,6 +200,8 @@ func parseCommand(line string) (c *command.Command, term uint64, err error) {
 			c.Name = v
 		case "delay":
 			c.Delay = number(v)
+		case "hold":
+			c.Hold = number(v)
 		case "data":
 			c.Data, c.HasData = []byte(v), true
 		case "old":

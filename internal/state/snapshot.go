@@ -112,7 +112,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	s.owners.all(func(_ string, o *owner) bool {
 		p.numbers(o.session, o.seq)
 		p.text(o.path)
-		p.numbers(o.ticket, o.since, o.delay)
+		p.numbers(o.ticket, o.since, o.delay, o.hold)
 		p.rec = append(p.rec, byte(o.mode))
 		p.flags(o.publish, false)
 		p.rec = append(p.rec, o.data...)

@@ -110,7 +110,7 @@ func TestReadCanonical(t *testing.T) {
 func sample(t testing.TB) *State {
 	s := &script{m: NewMachine(New("local", 7))}
 	for _, line := range []string{
-		"slot n", "slot n2", "open 1", "open 2 slot=2", "set /a/b x", "1/1 create /e x ephemeral", "1/2 lock /a/b delay=5", "2/1 lock /a/b data=y", "2/2 lock shared /s",
+		"slot n", "slot n2", "open 1", "open 2 slot=2", "set /a/b x", "1/1 create /e x ephemeral", "1/2 lock /a/b delay=5", "2/1 lock /a/b data=y", "2/2 lock shared /s hold=9",
 		"2/3 create /d dir ephemeral", "open 3 slot=3", "3/1 lock /z delay=7", "expire in=1 3",
 	} {
 		c, term, err := parseCommand(line)

@@ -166,6 +166,7 @@ type Holder struct {
 	Seq     uint64 // of the Lock command
 	Name    string // of the session
 	Since   uint64 // revision of the grant to this holder
+	Hold    uint64 // milliseconds for which it may hold; 0 = no bound
 }
 
 // Lock tells how the lock at path stands.
@@ -181,7 +182,7 @@ func (s *State) Lock(path string) LockView {
 	if l.holders > 0 {
 		v.Holders = make([]Holder, 0, l.holders)
 		s.holders.prefix(path+"\x00", func(_ string, o *owner) bool {
-			h := Holder{Session: o.session, Seq: o.seq, Since: o.since}
+			h := Holder{Session: o.session, Seq: o.seq, Since: o.since, Hold: o.hold}
 			if session, ok := s.sessions.get(key64(o.session)); ok {
 				h.Name = session.name
 			}
@@ -204,6 +205,26 @@ func (s *State) Grant(session, seq uint64, path string) (generation uint64, held
 	}
 	l, _ := s.locks.get(path)
 	return l.generation, true, false
+}
+
+// HoldID names one holding of a lock.
+type HoldID struct {
+	Path         string
+	Generation   uint64
+	Session, Seq uint64 // the owner
+}
+
+// MaxHold tells whether the lock is held so, and for how many milliseconds from its holder's acknowledgement it may be;
+// 0 means no bound.
+func (s *State) MaxHold(h HoldID) (ms uint64, held bool) {
+	o, ok := s.owners.get(key128(h.Session, h.Seq))
+	if !ok || !o.held() || o.path != h.Path {
+		return 0, false
+	}
+	if l, _ := s.locks.get(h.Path); l.generation != h.Generation {
+		return 0, false
+	}
+	return o.hold, true
 }
 
 // Holds reports whether the lock is held under q at this moment.

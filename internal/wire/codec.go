@@ -69,6 +69,17 @@ func (d *decoder) u64() uint64 {
 	return 0
 }
 
+// count reads the length of a list whose elements take at least size bytes each, so that nothing is allocated for what is
+// not there.
+func (d *decoder) count(size int) int {
+	n := d.u32()
+	if uint64(n)*uint64(size) > uint64(len(d.b)) {
+		d.fail("a list of %d", n)
+		return 0
+	}
+	return int(n)
+}
+
 func (d *decoder) bool() bool {
 	v := d.u8()
 	if v > 1 {

@@ -2,6 +2,10 @@ package wire_test
 
 import (
 	"bytes"
+	"encoding/hex"
+	"errors"
+	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/chubbygo/chubby/internal/wire"
@@ -32,15 +36,67 @@ func FuzzNextCommand(f *testing.F) {
 	})
 }
 
-func FuzzParseIDs(f *testing.F) {
-	f.Add(wire.AppendIDs(nil, []uint64{1, 1 << 63}))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		ids, err := wire.ParseIDs(b)
-		if (err == nil) != (len(b)%8 == 0) {
-			t.Fatalf("%d bytes: %v", len(b), err)
+var keepAlive = wire.KeepAlive{
+	Sessions: []uint64{1, 1 << 63},
+	Holds:    []wire.Hold{{Path: "/a", Generation: 300, Session: 1, Seq: 9}, {Path: "/b/c", Generation: 1, Session: 1 << 63, Seq: 1}},
+}
+
+func TestKeepAlive(t *testing.T) {
+	b := wire.AppendKeepAlive(nil, &keepAlive)
+	if got, want := hex.EncodeToString(b), "02000000"+"0100000000000000"+"0000000000000080"+"02000000"+
+		"02000000"+"2f61"+"2c01000000000000"+"0100000000000000"+"0900000000000000"+
+		"04000000"+"2f622f63"+"0100000000000000"+"0000000000000080"+"0100000000000000"; got != want {
+		t.Errorf("encoded as %s, want %s", got, want)
+	}
+	if got, err := wire.ParseKeepAlive(b); err != nil || !reflect.DeepEqual(got, keepAlive) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for n := range b {
+		if _, err := wire.ParseKeepAlive(b[:n:n]); !errors.Is(err, wire.ErrMessage) {
+			t.Errorf("first %d bytes: %v", n, err)
 		}
-		if err == nil && !bytes.Equal(wire.AppendIDs(nil, ids), b) {
-			t.Fatalf("%x is %v", b, ids)
+	}
+	if _, err := wire.ParseKeepAlive(append(b, 0)); !errors.Is(err, wire.ErrMessage) {
+		t.Errorf("one byte more: %v", err)
+	}
+}
+
+// However many sessions and holds a node has, each part of its KeepAlive fits into a frame, and together they ask for
+// everything once.
+func TestSplitKeepAlive(t *testing.T) {
+	if parts := wire.SplitKeepAlive(wire.KeepAlive{}); len(parts) != 0 {
+		t.Errorf("nothing is split into %d parts", len(parts))
+	}
+	if parts := wire.SplitKeepAlive(keepAlive); len(parts) != 1 || !reflect.DeepEqual(parts[0], keepAlive) {
+		t.Errorf("a small one is split into %+v", parts)
+	}
+	var all, got wire.KeepAlive
+	for i := range uint64(30_000) {
+		all.Sessions = append(all.Sessions, i)
+	}
+	for i := range uint64(3000) {
+		all.Holds = append(all.Holds, wire.Hold{Path: strings.Repeat("x", 1+int(i*7919%4096)), Seq: i})
+	}
+	for _, part := range wire.SplitKeepAlive(all) {
+		if n := len(wire.AppendKeepAlive(nil, &part)); n+1 > wire.MaxControlPayload {
+			t.Errorf("a part of %d bytes", n)
+		}
+		got.Sessions, got.Holds = append(got.Sessions, part.Sessions...), append(got.Holds, part.Holds...)
+	}
+	if !reflect.DeepEqual(got, all) {
+		t.Errorf("the parts have %d sessions and %d holds of %d and %d, or others", len(got.Sessions), len(got.Holds), len(all.Sessions), len(all.Holds))
+	}
+}
+
+// FuzzParseKeepAlive: what decodes encodes back to itself.
+func FuzzParseKeepAlive(f *testing.F) {
+	f.Add(wire.AppendKeepAlive(nil, &keepAlive))
+	f.Add(wire.AppendKeepAlive(nil, &wire.KeepAlive{}))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, err := wire.ParseKeepAlive(bytes.Clone(b))
+		if err == nil && !bytes.Equal(wire.AppendKeepAlive(nil, &k), b) {
+			t.Fatalf("%x is %+v", b, k)
 		}
 	})
 }
