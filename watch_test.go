@@ -690,6 +690,28 @@ func TestWatchLeaderChange(t *testing.T) {
 	})
 }
 
+// A node that was cut off and finds the same leader again has nothing to tell.
+func TestWatchSameLeader(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		leader := cell.Leader()
+		away := others(3, cell.Index(leader))[0]
+		p := watch(t, cell.Node(away), "/x", chubby.WatchOptions{})
+		cell.Partition([]int{away}, others(3, away))
+		time.Sleep(10 * time.Second)
+		if got := cell.Node(away).Status().LeaderID; got != "" {
+			t.Fatalf("a node that is cut off follows %q", got)
+		}
+		cell.Heal()
+		mustSet(t, cell.Node(away), "/x", "")
+		if cell.Leader() != leader {
+			t.Fatal("another leader was elected all the same")
+		}
+		if e := p.event(); e.Kind != chubby.EventCreated {
+			t.Errorf("got %s", brief(e))
+		}
+	})
+}
+
 func mustGet(t *testing.T, n *chubby.Node, path string) []byte {
 	t.Helper()
 	e, err := n.Get(within(t, time.Minute), path)

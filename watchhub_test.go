@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
 	"github.com/chubbygo/chubby/internal/state"
@@ -195,6 +197,36 @@ func TestWatchHubAhead(t *testing.T) {
 	h.publish(4, []state.Event{{Kind: state.Created, Path: "/c", Revision: 4}})
 	if _, _, _, err := w.look(); err != nil || len(w.found) != 1 || w.found[0].Path != "/c" {
 		t.Errorf("found %v, %v, want /c", w.found, err)
+	}
+}
+
+// The state is readable before its events are out: a watcher that is told of something finds it. Guards the order at the
+// end of ApplyBatch.
+func TestStateBeforeEvents(t *testing.T) {
+	n, err := Open(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if _, err := n.Set(t.Context(), "/x", nil); err != nil {
+		t.Fatal(err)
+	}
+	before := n.fsm.root.Load().Revision()
+	answered := make(chan error, 1)
+	n.fsm.watches.mu.RLock() // holds the events up
+	go func() {
+		_, err := n.Set(t.Context(), "/x", nil)
+		answered <- err
+	}()
+	for deadline := time.Now().Add(10 * time.Second); n.fsm.root.Load().Revision() == before; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Error("the state waits for its events")
+			break
+		}
+	}
+	n.fsm.watches.mu.RUnlock()
+	if err := <-answered; err != nil {
+		t.Error(err)
 	}
 }
 
