@@ -105,7 +105,7 @@ func (c *Client) Watch(ctx context.Context, path string, o WatchOptions) iter.Se
 				if i > 0 && ctx.Err() != nil {
 					break
 				}
-				e := publicEvent(&w.found[i])
+				e := publicEvent(w.found[i])
 				e.More = i+1 < len(w.found)
 				c.saw(e.Revision)
 				if !yield(e, nil) {

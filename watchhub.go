@@ -48,7 +48,7 @@ type watchHub struct {
 // whole, though those that are still in the state take no memory of their own.
 const watchHistoryBytes = 16 << 20
 
-// eventBytes is what an event takes beside its path and contents.
+// eventBytes is about what an event takes beside its path and contents, with its places in the history and in topics.
 const eventBytes = 256
 
 func eventSize(e *state.Event) int64 {
@@ -79,13 +79,13 @@ func (l *eventLog) drop() {
 func (l *eventLog) clear() { l.first, l.events = l.end(), nil }
 
 // from appends to buf the events of one revision, that of the event with number next, and gives the number after them.
-func (l *eventLog) from(next uint64, buf []state.Event) ([]state.Event, uint64) {
+func (l *eventLog) from(next uint64, buf []*state.Event) ([]*state.Event, uint64) {
 	rest := l.events[next-l.first:]
 	for _, e := range rest {
 		if e.Revision != rest[0].Revision {
 			break
 		}
-		buf = append(buf, *e) // by value: a pointer would keep the whole batch that it came with
+		buf = append(buf, e)
 		next++
 	}
 	return buf, next
@@ -134,10 +134,12 @@ func newWatchHub(revision uint64, limit int64) *watchHub {
 func (h *watchHub) publish(revision uint64, events []state.Event) {
 	h.mu.Lock()
 	for i := range events {
-		e := &events[i]
-		if e.Kind > state.LockContended {
+		if events[i].Kind > state.LockContended {
 			continue // the cell's own affair
 		}
+		// Each on its own: a pointer into the batch would keep all of it, for a watcher that is slow with one of them.
+		e := new(state.Event)
+		*e = events[i]
 		h.mu.history.add(e)
 		h.mu.bytes += eventSize(e)
 		h.concerned(e.Path, func(t *topic) {
@@ -268,8 +270,8 @@ type watch struct {
 	leaders uint64
 	past    uint64 // numbers in the hub's history: what came before the registration, and is wanted, lies between
 	pastEnd uint64
-	place   uint64        // number in the topic's log
-	found   []state.Event // what next found
+	place   uint64         // number in the topic's log
+	found   []*state.Event // what next found
 }
 
 // register makes a watch for revisions from the given one on; 0 means what comes after seen, a revision that is readable
@@ -341,6 +343,9 @@ func (w *watch) rejoin() {
 // scanMax is how many revisions of the past a watcher looks through before it lets others at the hub.
 const scanMax = 256
 
+// foundMax is the most events for which a watch keeps room; one revision can have a whole tree of them.
+const foundMax = 256
+
 // next waits for what concerns the watch: the events of one revision, in found until the next call, or led: the leader of
 // the cell changed. It returns ErrLagged, the error of ctx, or why the node stopped.
 func (w *watch) next(ctx context.Context, n *Node) (led bool, err error) {
@@ -369,8 +374,11 @@ func (w *watch) next(ctx context.Context, n *Node) (led bool, err error) {
 
 // look is next without waiting. If it finds nothing it gives what to wait for, or nil where it should go on looking.
 func (w *watch) look() (led bool, changed, all <-chan struct{}, err error) {
-	clear(w.found) // what was found last time must not stay in memory while nothing happens
-	w.found = w.found[:0]
+	// What was found last time must not stay in memory while nothing happens.
+	clear(w.found)
+	if w.found = w.found[:0]; cap(w.found) > foundMax {
+		w.found = nil
+	}
 	h := w.hub
 	h.mu.RLock()
 	defer h.mu.RUnlock()
@@ -392,7 +400,7 @@ func (w *watch) look() (led bool, changed, all <-chan struct{}, err error) {
 		}
 		w.found, w.past = history.from(w.past, w.found)
 		w.done = w.found[0].Revision
-		w.found = slices.DeleteFunc(w.found, func(e state.Event) bool { return !w.topic.key.covers(e.Path) })
+		w.found = slices.DeleteFunc(w.found, func(e *state.Event) bool { return !w.topic.key.covers(e.Path) })
 	}
 	for w.place < log.end() && len(w.found) == 0 {
 		w.found, w.place = log.from(w.place, w.found)

@@ -251,8 +251,8 @@ func TestWatchHubForgets(t *testing.T) {
 		if _, _, _, err := w.look(); err != nil || len(w.found) != 1 {
 			t.Fatalf("found %v, %v", w.found, err)
 		}
-		if _, _, _, err := w.look(); err != nil || w.found[:1][0].Path != "" {
-			t.Errorf("%+v keeps %v", w.topic.key, w.found[:1])
+		if _, _, _, err := w.look(); err != nil || w.found[:1][0] != nil {
+			t.Errorf("%+v keeps %v", w.topic.key, w.found[:1][0])
 		}
 	}
 	for r := uint64(3); r < 1000; r++ {
