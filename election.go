@@ -104,7 +104,7 @@ func (info LeaderInfo) equal(other LeaderInfo) bool {
 // other faster than the loop takes them may be left out, the last one never is.
 //
 // What it tells is what this node knows: while the node is cut off from the cell it tells nothing new, and afterwards it
-// goes on by itself, whatever was missed meanwhile. A follower of the leader's orders checks sequencers.
+// goes on by itself, whatever was missed meanwhile. Whoever takes orders from the leader checks its sequencer.
 //
 // The loop ends with exactly one error, unless its body breaks off: the error of ctx, ErrClosed, or from the start
 // ErrBadPath, ErrOverloaded beyond Limits.Watchers, or the error of ctx with ErrNoLeader or ErrNoQuorum. It can be

@@ -56,25 +56,25 @@ type WatchOptions struct {
 	From uint64
 }
 
-// Watch tells what happens to the entry at path, its lock, and its direct children and theirs, whether or not there is
-// an entry. It is registered when the call returns: whatever is acknowledged afterwards, by any node, will be told. So to
+// Watch tells what happens to the entry at path and its direct children, and to their locks, whether or not there are
+// entries. It is registered when the call returns: whatever is acknowledged afterwards, by any node, will be told. So to
 // know a state and all its changes, watch first and read then.
 //
 //	for e, err := range node.Watch(ctx, "/service", chubby.WatchOptions{}) {
 //		if err != nil { ... } // the last turn
 //	}
 //
-// Events come in the order of their revisions, without gap and without duplicate, once each, those of one revision
-// together. They go on through changes of the cell leader, and while this node is cut off they come later. What the
-// loop has not taken yet waits in the memory of the node that all watches share, so a slow loop holds up nobody.
+// Events come in the order of their revisions, without gap and without duplicate, those of one revision together. They
+// go on through changes of the cell leader; while this node is cut off from the cell they wait there and come later. What
+// the loop has not taken yet waits in memory that all watches of the node share, so a slow loop holds up nobody.
 //
 // The loop ends with exactly one error, unless its body breaks off: the error of ctx; ErrLagged when events were
 // forgotten before the loop took them, or when the node was sent a snapshot because it had been away for long; ErrClosed;
-// from the start ErrBadPath, ErrOverloaded beyond Limits.Watchers, or the error of ctx with ErrNoLeader or ErrNoQuorum.
-// After ErrLagged, watch again and then read the state; if nothing of that revision was needed, go on with From.
+// at once ErrBadPath, ErrLagged for a From that is not remembered, ErrOverloaded beyond Limits.Watchers, or the error of
+// ctx with ErrNoLeader or ErrNoQuorum. After ErrLagged, watch again and then read the state.
 //
 // The watch ends with its loop or with ctx, looped over or not. It can be looped over once; a second loop gets
-// ErrBadOptions. The sequence is for one goroutine, its body may call anything. See Chubby §2.5.
+// ErrBadOptions. The body may call anything. See Chubby §2.5.
 func (c *Client) Watch(ctx context.Context, path string, o WatchOptions) iter.Seq2[Event, error] {
 	fail := func(yield func(Event, error) bool, err error) {
 		yield(Event{}, &Error{Op: "watch", Path: path, Err: err})

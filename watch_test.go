@@ -259,7 +259,7 @@ func listBriefs(events []chubby.Event) []string {
 // change. Every watch on every node is to tell the same: what, done to an empty tree, gives the tree that there is in the
 // end, each acknowledged revision once, and a narrower watch exactly its part of it.
 func TestWatchModel(t *testing.T) {
-	seeds := []uint64{1, 2, 3}
+	seeds := []uint64{1, 2}
 	if *long {
 		for s := range uint64(100) {
 			seeds = append(seeds, 100+s)
@@ -543,7 +543,7 @@ func mustSetAt(t *testing.T, n *chubby.Node, path string) string {
 // A watch whose loop does not take its events is told that it lost some, once they are more than the node remembers, and
 // has held up nobody until then. Others that keep up, or have nothing to take, do not notice.
 func TestWatchLagged(t *testing.T) {
-	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+	inBubble(t, 1, func(t *testing.T, cell *chubbytest.Cell) {
 		n := cell.Node(0)
 		mustSet(t, n, "/first", "")
 		slow, idle := watch(t, n, "/big", chubby.WatchOptions{}), watch(t, n, "/quiet", chubby.WatchOptions{})
@@ -686,6 +686,24 @@ func TestWatchLeaderChange(t *testing.T) {
 		events, led := gather(t, cell.Node(1), cell.Node(1).Watch(within(t, time.Hour), "/", chubby.WatchOptions{From: base + 1}), "/end")
 		if led != 0 || len(events) != 10*rounds {
 			t.Errorf("from the past: %d changes of the leader, %d events", led, len(events))
+		}
+	})
+}
+
+// Without a leader nothing can be registered: the loop tells why.
+func TestWatchWithoutLeader(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		away := others(3, cell.Index(cell.Leader()))[0]
+		cell.Partition([]int{away}, others(3, away))
+		time.Sleep(time.Second)
+		p := pull(t, cell.Node(away).Watch(within(t, 5*time.Second), "/x", chubby.WatchOptions{}))
+		if err := p.end(context.DeadlineExceeded); !errors.Is(err, chubby.ErrNoLeader) {
+			t.Errorf("Watch without a leader: %v", err)
+		}
+		for _, err := range cell.Node(away).ObserveLeader(within(t, 5*time.Second), "/x") {
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, chubby.ErrNoLeader) {
+				t.Errorf("ObserveLeader without a leader: %v", err)
+			}
 		}
 	})
 }

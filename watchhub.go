@@ -234,22 +234,25 @@ func (h *watchHub) jumped(revision uint64) {
 	for _, t := range h.mu.topics {
 		t.log.clear()
 	}
-	h.tellAll()
+	all := h.renewAll()
+	h.mu.Unlock()
+	close(all)
 }
 
 // leaderChanged tells every watch that another node leads the cell.
 func (h *watchHub) leaderChanged() {
 	h.mu.Lock()
 	h.mu.leaders++
-	h.tellAll()
-}
-
-// tellAll unlocks mu and wakes the watchers of all topics.
-func (h *watchHub) tellAll() {
-	all := h.mu.all
-	h.mu.all = make(chan struct{})
+	all := h.renewAll()
 	h.mu.Unlock()
 	close(all)
+}
+
+// renewAll gives the channel on which all watchers wait, to be closed without mu. Called with mu held.
+func (h *watchHub) renewAll() chan struct{} {
+	all := h.mu.all
+	h.mu.all = make(chan struct{})
+	return all
 }
 
 func (h *watchHub) count() int {
@@ -291,8 +294,8 @@ func (h *watchHub) register(key topicKey, from, seen uint64, limit int) (*watch,
 		return nil, fmt.Errorf("%w: revision %d is wanted, and those up to %d are not remembered here; read the state, which is at %d, and watch from %d",
 			ErrLagged, from, h.mu.forgotten, now, now+1)
 	case from > now+1:
-		// Nobody who knows an earlier revision of this cell can have seen so many. It stood still, or went back, when it
-		// was restored from a backup, and what happened since then is not what the caller would miss by waiting.
+		// Whoever has watched this epoch has seen the present revision at most. One that has seen more comes from before a
+		// restore, and waiting until the cell is there again would hide from it what happened since.
 		return nil, fmt.Errorf("%w: revision %d is wanted, and the cell is at %d, so that one is of another epoch; read the state, and watch from %d",
 			ErrLagged, from, now, now+1)
 	}
