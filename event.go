@@ -35,14 +35,27 @@ const (
 	EventLeaderChanged                      // another node leads the cell, as far as this node knows; nobody need act on it
 )
 
-var eventKindNames = [...]string{"created", "modified", "deleted", "lock acquired", "lock released", "lock contended", "ACL changed", "leader changed"}
-
 // String returns what happened, in words.
 func (k EventKind) String() string {
-	if k < EventCreated || k > EventLeaderChanged {
-		return fmt.Sprintf("event kind %d", int(k))
+	switch k {
+	case EventCreated:
+		return "created"
+	case EventModified:
+		return "modified"
+	case EventDeleted:
+		return "deleted"
+	case EventLockAcquired:
+		return "lock acquired"
+	case EventLockReleased:
+		return "lock released"
+	case EventLockContended:
+		return "lock contended"
+	case EventACLChanged:
+		return "ACL changed"
+	case EventLeaderChanged:
+		return "leader changed"
 	}
-	return eventKindNames[k-1]
+	return fmt.Sprintf("event kind %d", int(k))
 }
 
 // WatchOptions says what a Watch tells of. The zero value is the entry and its direct children, from now on.
