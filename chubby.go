@@ -220,6 +220,7 @@ func (n *Node) start(f founding) error {
 	n.wg.Go(n.compactor.run)
 	n.wg.Go(n.detector.run)
 	n.wg.Go(n.keeper)
+	n.wg.Go(func() { n.fsm.watches.run(n.ctx) })
 	for range proposers {
 		n.proposes.Go(n.proposer.run)
 	}

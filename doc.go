@@ -31,6 +31,12 @@
 // chain. Whatever can be retried safely is retried inside, exactly once, across nodes and changes of the cell leader, so
 // ErrUncertain is left only to contexts that end, sessions that are lost and nodes that are closed in the middle of a call.
 //
+// # Events
+//
+// [Client.Watch] tells what happens to an entry, its children and their locks, in the order of revisions and without gaps,
+// on every node from its own memory. [Client.ObserveLeader] tells who leads. Both come after the state they tell of is
+// readable. What they tell is the past: whoever acts on it writes with conditions.
+//
 // # What a lock is worth
 //
 // [Lock.Context] ends, by the holder's own clock, before the cell may grant the lock to another, as long as clocks run at

@@ -1,12 +1,15 @@
 package chubby
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"iter"
 	"sync"
 	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
+	"github.com/chubbygo/chubby/internal/state"
 )
 
 // Leadership is an election won. It is held like a Lock, and lost like one.
@@ -177,16 +180,83 @@ func (c *Client) Leader(ctx context.Context, path string) (LeaderInfo, error) {
 	if err != nil {
 		return LeaderInfo{}, &Error{Op: "leader", Path: path, Err: err}
 	}
-	v := root.Lock(p)
-	if v.Mode != Exclusive || len(v.Holders) == 0 {
+	info := leaderAt(root, p)
+	if info.Generation == 0 {
 		return LeaderInfo{}, &Error{Op: "leader", Path: path, Err: ErrNoLeader}
 	}
-	h := v.Holders[0]
-	info := LeaderInfo{Path: p, Generation: v.Generation, Revision: h.Since, Session: SessionID(h.Session), Name: h.Name}
-	if e, ok := root.Get(p); ok {
-		info.Value = publicEntry(e).Data
+	return info.own(), nil
+}
+
+// leaderAt tells who leads at path; nobody is Generation 0. Value aliases the state.
+func leaderAt(root *state.State, path string) LeaderInfo {
+	info := LeaderInfo{Path: path}
+	v := root.Lock(path)
+	if v.Mode != Exclusive || len(v.Holders) == 0 {
+		return info
 	}
-	return info, nil
+	h := v.Holders[0]
+	info.Generation, info.Revision, info.Session, info.Name = v.Generation, h.Since, SessionID(h.Session), h.Name
+	if e, ok := root.Get(path); ok && !e.Stat.Dir {
+		info.Value = e.Data
+		if info.Value == nil {
+			info.Value = []byte{}
+		}
+	}
+	return info
+}
+
+// own gives info a Value that its caller may change.
+func (info LeaderInfo) own() LeaderInfo {
+	if info.Value != nil {
+		info.Value = append([]byte{}, info.Value...)
+	}
+	return info
+}
+
+func (info LeaderInfo) equal(other LeaderInfo) bool {
+	return info.Generation == other.Generation && info.Revision == other.Revision && info.Session == other.Session && bytes.Equal(info.Value, other.Value)
+}
+
+// ObserveLeader tells who leads at path: first as it is, then whenever that has changed, in whose hands it is or what the
+// leader published. While nobody leads, Generation is 0 and Value nil, whatever the file holds. States that follow each
+// other faster than the loop takes them may be left out, the last one never is.
+//
+// What it tells is what this node knows: while the node is cut off from the cell it tells nothing new, and afterwards it
+// goes on by itself, whatever was missed meanwhile. Whoever takes orders from the leader checks its sequencer.
+//
+// The loop ends with exactly one error, unless its body breaks off: the error of ctx, ErrClosed, or from the start
+// ErrBadPath, ErrOverloaded beyond Limits.Watchers, or the error of ctx with ErrNoLeader or ErrNoQuorum. It can be
+// looped over again, and begins anew each time.
+func (c *Client) ObserveLeader(ctx context.Context, path string) iter.Seq2[LeaderInfo, error] {
+	return func(yield func(LeaderInfo, error) bool) {
+		fail := func(err error) { yield(LeaderInfo{}, &Error{Op: "observe leader", Path: path, Err: err}) }
+		w, err := c.watch(ctx, path, WatchOptions{})
+		if err != nil {
+			fail(err)
+			return
+		}
+		defer w.close()
+		var last LeaderInfo
+		for first := true; ; first = false {
+			// The watch comes before the state and events after it: whatever happens from here on wakes the loop again.
+			root := c.node.fsm.root.Load()
+			if info := leaderAt(root, w.topic.key.path); first || !info.equal(last) {
+				c.saw(root.Revision())
+				if last = info; !yield(info.own(), nil) {
+					return
+				}
+			}
+			_, err := w.next(ctx, c.node)
+			if errors.Is(err, ErrLagged) {
+				w.rejoin()
+				err = nil
+			}
+			if err != nil {
+				fail(err)
+				return
+			}
+		}
+	}
 }
 
 // Sequencer returns the proof of this leadership; a later leader's is larger.

@@ -250,6 +250,80 @@ func ExampleClient_Campaign() {
 	// chubby: leader /service/leader: no leader
 }
 
+func ExampleClient_Watch() {
+	node, ctx := open(), context.Background()
+	defer node.Close()
+
+	// Watch first and read then: whatever the read does not have comes as an event.
+	events := node.Watch(ctx, "/config", chubby.WatchOptions{})
+	list, err := node.List(ctx, "/")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(len(list), "entries at first")
+
+	// In a program these calls come from anywhere in the cell.
+	if _, err := node.Set(ctx, "/config/limits", []byte("100")); err != nil {
+		log.Fatal(err)
+	}
+	if _, err := node.Set(ctx, "/elsewhere", nil); err != nil {
+		log.Fatal(err)
+	}
+	if err := node.Delete(ctx, "/config/limits"); err != nil {
+		log.Fatal(err)
+	}
+
+	for e, err := range events {
+		if errors.Is(err, chubby.ErrLagged) {
+			log.Fatal("watch again, and read the state again: ", err)
+		} else if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%v %s %q, more of this revision: %t\n", e.Kind, e.Path, e.Entry.Data, e.More)
+		if e.Kind == chubby.EventDeleted {
+			break // and the watch is gone
+		}
+	}
+	// Output:
+	// 0 entries at first
+	// created /config "", more of this revision: true
+	// created /config/limits "100", more of this revision: false
+	// deleted /config/limits "", more of this revision: false
+}
+
+func ExampleClient_ObserveLeader() {
+	node, ctx := open(), context.Background()
+	defer node.Close()
+
+	var leadership *chubby.Leadership
+	for info, err := range node.ObserveLeader(ctx, "/service/leader") {
+		if err != nil {
+			log.Fatal(err)
+		}
+		// The body may do anything. Here it plays the candidate too.
+		switch {
+		case info.Generation == 0 && leadership == nil:
+			fmt.Println("nobody leads")
+			if leadership, err = node.Campaign(ctx, "/service/leader", []byte("10.0.0.1:80")); err != nil {
+				log.Fatal(err)
+			}
+			continue
+		case info.Generation != 0:
+			fmt.Printf("%s leads\n", info.Value)
+			if err := leadership.Resign(ctx); err != nil {
+				log.Fatal(err)
+			}
+			continue
+		}
+		fmt.Println("nobody leads any more")
+		break
+	}
+	// Output:
+	// nobody leads
+	// 10.0.0.1:80 leads
+	// nobody leads any more
+}
+
 func ExampleClient_NewSession() {
 	node, ctx := open(), context.Background()
 	defer node.Close()

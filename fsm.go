@@ -20,6 +20,7 @@ type fsm struct {
 	node    *Node
 	machine *state.Machine // used by raft's FSM goroutine only
 	root    atomic.Pointer[state.State]
+	watches *watchHub
 	failed  atomic.Bool // an entry could not be applied: nothing more is
 
 	mu struct {
@@ -31,7 +32,7 @@ type fsm struct {
 var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(n *Node, first *state.State) *fsm {
-	f := &fsm{node: n, machine: state.NewMachine(first)}
+	f := &fsm{node: n, machine: state.NewMachine(first), watches: newWatchHub(first.Revision(), watchHistoryBytes)}
 	f.root.Store(first)
 	return f
 }
@@ -80,6 +81,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	root, events := f.machine.Publish()
 	f.publish(root)
 	f.node.happened(root, events)
+	f.watches.publish(root.Revision(), events)
 	for _, a := range answers {
 		f.node.proposer.settle(a.origin, a.number, a.results)
 	}
@@ -197,6 +199,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	f.machine = state.NewMachine(root)
 	f.publish(root)
 	f.node.jumped(root)
+	f.watches.jumped(root.Revision())
 	return nil
 }
 

@@ -37,10 +37,21 @@ func (n *Node) track() {
 		}
 	}
 	cancelRoute := context.CancelFunc(func() {})
+	var known raft.ServerID // who led last, as far as this node knows
 	setRoute := func(r route) {
 		cancelRoute()
 		r.ctx, cancelRoute = context.WithCancel(n.ctx)
 		n.proposer.setRoute(r)
+		leader := r.server
+		if r.lead != nil {
+			leader = n.server
+		}
+		if leader != "" && leader != known {
+			if known != "" {
+				n.fsm.watches.leaderChanged()
+			}
+			known = leader
+		}
 	}
 	defer func() {
 		setRoute(route{})

@@ -66,6 +66,7 @@ func (n *Node) Status() Status {
 	s.Term, s.CommitIndex, s.AppliedIndex = r.CurrentTerm(), r.CommitIndex(), root.Index()
 	s.Revision, s.Epoch = root.Revision(), root.Epoch()
 	s.Sessions, s.Locks, s.Waiters, s.Entries = counts.Sessions, counts.Locks, counts.Waiters, counts.Entries
+	s.Watchers = n.fsm.watches.count()
 	s.LogBytes, s.SnapshotBytes = n.store.logBytes(), n.store.snapshotBytes()
 	leader := route.server
 	if route.lead != nil {

@@ -194,3 +194,66 @@ func BenchmarkVisible(b *testing.B) {
 		b.ReportMetric(float64(lags[len(lags)*99/100].Nanoseconds()), "p99-ns")
 	})
 }
+
+// BenchmarkWatch measures from the call of a write on one node until a watch on another tells of it, and reports what of
+// that comes after the acknowledgement. Other watches of the same file, on all nodes, are told at the same time.
+func BenchmarkWatch(b *testing.B) {
+	for _, others := range []int{0, 10_000} {
+		b.Run(fmt.Sprintf("nodes=3/store=bolt/net=tcp/callers=1/others=%d", others), func(b *testing.B) {
+			nodes := openCell(b, 3)
+			ctx, cancel := context.WithCancel(b.Context())
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer cancel()
+			arrivals := make([]chan time.Time, len(nodes)) // of every write at every node, in order
+			for i, node := range nodes {
+				arrivals[i] = make(chan time.Time, 1)
+				follow(b, ctx, cancel, &wg, node, func() { arrivals[i] <- time.Now() })
+			}
+			for i := range others {
+				follow(b, ctx, cancel, &wg, nodes[i%3], func() {})
+			}
+			var times, late []time.Duration
+			for i := 0; b.Loop(); i++ {
+				start := time.Now()
+				if _, err := nodes[i%3].Set(ctx, "/bench/watch", value); err != nil {
+					b.Fatal(err)
+				}
+				acked := time.Now()
+				for k := range nodes {
+					select {
+					case at := <-arrivals[k]:
+						if k == (i+1)%3 {
+							times, late = append(times, at.Sub(start)), append(late, max(0, at.Sub(acked)))
+						}
+					case <-ctx.Done():
+						b.Fatal("a watch has ended")
+					}
+				}
+			}
+			slices.Sort(times)
+			slices.Sort(late)
+			b.ReportMetric(float64(times[len(times)/2].Nanoseconds()), "p50-ns")
+			b.ReportMetric(float64(times[len(times)*99/100].Nanoseconds()), "p99-ns")
+			b.ReportMetric(float64(late[len(late)/2].Nanoseconds()), "after-ack-p50-ns")
+		})
+	}
+}
+
+// follow watches the file that BenchmarkWatch writes, until ctx ends. It cancels ctx if the watch ends before.
+func follow(b *testing.B, ctx context.Context, cancel func(), wg *sync.WaitGroup, node *chubby.Node, told func()) {
+	events := node.Watch(ctx, "/bench/watch", chubby.WatchOptions{})
+	wg.Go(func() {
+		defer cancel()
+		for e, err := range events {
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				b.Error(err)
+			case e.Path == "/bench/watch":
+				told()
+			}
+		}
+	})
+}

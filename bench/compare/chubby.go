@@ -69,6 +69,23 @@ func (s *chubbySystem) StaleGet(ctx context.Context, node int, key string) (stri
 	return string(e.Data), err
 }
 
+func (s *chubbySystem) Watch(ctx context.Context, node int, key string) (func(func(string)) error, error) {
+	events := s.nodes[node].Watch(ctx, key, chubby.WatchOptions{})
+	return func(told func(string)) error {
+		for e, err := range events {
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil:
+				return err
+			case e.Kind == chubby.EventCreated || e.Kind == chubby.EventModified:
+				told(string(e.Entry.Data))
+			}
+		}
+		return nil
+	}, nil
+}
+
 // NewLocker opens a session for each caller, as etcd's lockers have.
 func (s *chubbySystem) NewLocker(ctx context.Context, node int) (locker, error) {
 	session, err := s.nodes[node].NewSession(ctx, chubby.SessionOptions{Lease: time.Minute})

@@ -77,7 +77,14 @@ func (f *fake) Get(context.Context, int, string) (string, error) {
 }
 
 func (f *fake) StaleGet(context.Context, int, string) (string, error) { return "", nil }
-func (f *fake) NewLocker(context.Context, int) (locker, error)        { return nil, errors.ErrUnsupported }
+func (f *fake) Watch(ctx context.Context, _ int, _ string) (func(func(string)) error, error) {
+	return func(told func(string)) error {
+		told("never written")
+		<-ctx.Done()
+		return nil
+	}, nil
+}
+func (f *fake) NewLocker(context.Context, int) (locker, error) { return nil, errors.ErrUnsupported }
 
 func TestMeasureCountsAfterWarmUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -120,6 +127,7 @@ func TestMeasureReportsErrors(t *testing.T) {
 		want string
 	}{
 		{"wrong value", workload{callers: 3, at: atAll, prepare: each(get)}, "gave 5 bytes"},
+		{"wrong event", workload{callers: 1, at: atAll, prepare: watch}, "the watch on node 0 told of"},
 		{"no preparation", workload{callers: 1, at: atAll, prepare: lockCycle}, "unsupported"},
 		{"never visible", workload{callers: 1, at: atAll, prepare: each(visible)}, "no answer within"},
 	} {

@@ -121,6 +121,30 @@ func (s *etcdSystem) StaleGet(ctx context.Context, node int, key string) (string
 	return string(r.Kvs[0].Value), nil
 }
 
+func (s *etcdSystem) Watch(ctx context.Context, node int, key string) (func(func(string)) error, error) {
+	answers := s.clients[node].Watch(ctx, key, clientv3.WithCreatedNotify())
+	if first, ok := <-answers; !ok || first.Err() != nil {
+		return nil, fmt.Errorf("watch %s was not made: %v", key, errors.Join(first.Err(), ctx.Err()))
+	}
+	return func(told func(string)) error {
+		for r := range answers {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err := r.Err(); err != nil {
+				return err
+			}
+			for _, e := range r.Events {
+				told(string(e.Kv.Value))
+			}
+		}
+		if ctx.Err() == nil {
+			return fmt.Errorf("watch %s: it ended", key)
+		}
+		return nil
+	}, nil
+}
+
 func (s *etcdSystem) NewLocker(ctx context.Context, node int) (locker, error) {
 	// The session outlives ctx, which bounds only its making: WithContext would end it with ctx.
 	lease, err := s.clients[node].Grant(ctx, etcdSessionSeconds)

@@ -156,6 +156,23 @@ func (s *raftSystem) StaleGet(_ context.Context, node int, key string) (string, 
 	return value, nil
 }
 
+// Watch is fed by the node's own state machine.
+func (s *raftSystem) Watch(ctx context.Context, node int, key string) (func(func(string)) error, error) {
+	f := s.nodes[node].fsm
+	values := f.subscribe(key)
+	return func(told func(string)) error {
+		defer f.unsubscribe(key, values)
+		for {
+			select {
+			case v := <-values:
+				told(v)
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}, nil
+}
+
 func (s *raftSystem) NewLocker(_ context.Context, node int) (locker, error) {
 	return &raftLocker{node: s.nodes[node]}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -17,13 +18,31 @@ type command struct {
 	Value string `json:"value,omitempty"`
 }
 
-// mapFSM is hraftd's state machine, a map under a mutex, with set-if-absent added.
+// mapFSM is hraftd's state machine, a map under a mutex, with set-if-absent and subscribers added.
 type mapFSM struct {
-	mu sync.Mutex
-	m  map[string]string
+	mu   sync.Mutex
+	m    map[string]string
+	subs map[string][]chan string
 }
 
-func newMapFSM() *mapFSM { return &mapFSM{m: make(map[string]string)} }
+func newMapFSM() *mapFSM {
+	return &mapFSM{m: make(map[string]string), subs: make(map[string][]chan string)}
+}
+
+// subscribe gives the values that key is set to. Apply does not wait for a subscriber: one that is far behind misses some.
+func (f *mapFSM) subscribe(key string) chan string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := make(chan string, 64)
+	f.subs[key] = append(f.subs[key], c)
+	return c
+}
+
+func (f *mapFSM) unsubscribe(key string, c chan string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.subs[key] = slices.DeleteFunc(f.subs[key], func(other chan string) bool { return other == c })
+}
 
 // Apply gives whether the command did what it asks for: a bool, never an error.
 func (f *mapFSM) Apply(l *raft.Log) any {
@@ -37,6 +56,12 @@ func (f *mapFSM) Apply(l *raft.Log) any {
 	switch c.Op {
 	case "set":
 		f.m[c.Key] = c.Value
+		for _, sub := range f.subs[c.Key] {
+			select {
+			case sub <- c.Value:
+			default:
+			}
+		}
 		return true
 	case "setnx":
 		if !exists {

@@ -20,6 +20,9 @@ type system interface {
 	Get(ctx context.Context, node int, key string) (string, error)
 	// StaleGet reads the node's own memory and may be behind. A missing key is "".
 	StaleGet(ctx context.Context, node int, key string) (string, error)
+	// Watch tells what is written to key from now on, as the node learns of it. It returns when nothing can be missed any
+	// more; the watch then waits until loop is called, which gives the values in order until ctx ends.
+	Watch(ctx context.Context, node int, key string) (loop func(told func(value string)) error, err error)
 	// NewLocker makes what one caller needs to take locks, such as a session. Callers do so before the clock starts.
 	NewLocker(ctx context.Context, node int) (locker, error)
 	// Close stops the cell and waits for it.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -46,6 +47,7 @@ func workloads() []workload {
 		{op: "lock", callers: 1, at: atFollower, prepare: lockCycle},
 		{op: "lock", callers: 64, at: atAll, prepare: lockCycle},
 		{op: "visible", callers: 1, at: atAll, prepare: each(visible)},
+		{op: "watch", callers: 1, at: atAll, prepare: watch},
 		{op: "handover", callers: 8, at: atAll, prepare: handOver},
 		{op: "handover", callers: 32, at: atAll, prepare: handOver},
 	}
@@ -144,13 +146,18 @@ func get(s system, c caller) step {
 	}
 }
 
+// pair gives the nth of all pairs of different nodes, over and over.
+func pair(n int) (writer, reader int) {
+	writer = n % nodes
+	return writer, (writer + 1 + n/nodes%(nodes-1)) % nodes
+}
+
 // visible writes on one node and asks another one's own memory until the value is there. The latency counts from the
 // acknowledgement: it is how long a reader elsewhere may still see the old value. All six pairs of nodes take turns.
 func visible(s system, c caller) step {
 	n := 0
 	return func(ctx context.Context) (time.Duration, error) {
-		writer := n % nodes
-		reader := (writer + 1 + n/nodes%(nodes-1)) % nodes
+		writer, reader := pair(n)
 		n++
 		k, v := "visible", value(c.rand.Uint64())
 		if err := s.Put(ctx, writer, k, v); err != nil {
@@ -169,6 +176,68 @@ func visible(s system, c caller) step {
 			runtime.Gosched()
 		}
 	}
+}
+
+// watch writes on one node and waits until watches on all nodes have told of it. The latency counts from the call of the
+// write to the moment at which the watch on another node told. All six pairs of nodes take turns. There is one caller:
+// with more, a watch could not tell whose write it tells of.
+func watch(ctx context.Context, s system, cs []caller) ([]step, func() error, error) {
+	const key = "watched"
+	type news struct {
+		value string
+		at    time.Time
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	cleanup := func() error {
+		cancel(nil)
+		wg.Wait()
+		return nil
+	}
+	var told [nodes]chan news
+	for i := range told {
+		told[i] = make(chan news, 1)
+		loop, err := s.Watch(ctx, i, key)
+		if err != nil {
+			return nil, nil, errors.Join(err, cleanup())
+		}
+		wg.Go(func() {
+			err := loop(func(value string) {
+				select {
+				case told[i] <- news{value, time.Now()}:
+				case <-ctx.Done():
+				}
+			})
+			cancel(err) // nil if ctx has ended, which is the first cause then
+		})
+	}
+	n := 0
+	return []step{func(stepCtx context.Context) (time.Duration, error) {
+		writer, reader := pair(n)
+		n++
+		v := value(cs[0].rand.Uint64())
+		start := time.Now()
+		if err := s.Put(stepCtx, writer, key, v); err != nil {
+			return 0, err
+		}
+		var took time.Duration
+		for i := range told {
+			select {
+			case got := <-told[i]:
+				if got.value != v {
+					return 0, fmt.Errorf("the watch on node %d told of %.20q, want %.20q", i, got.value, v)
+				}
+				if i == reader {
+					took = got.at.Sub(start)
+				}
+			case <-ctx.Done():
+				return 0, context.Cause(ctx)
+			case <-stepCtx.Done():
+				return 0, stepCtx.Err()
+			}
+		}
+		return took, nil
+	}}, cleanup, nil
 }
 
 // openLockers makes one locker per caller.

@@ -259,6 +259,88 @@ func TestModel(t *testing.T) {
 	}
 }
 
+// Goal: the events tell every change of entries and holders. Method: what they tell, done to an empty tree, gives the tree
+// that there is, after each random command; and each shows its entry as it then is.
+func TestEventsTellAll(t *testing.T) {
+	random := newRandom(t)
+	seen := map[EventKind]int{}
+	for range 40 {
+		g, m := newGenerator(random.IntN), NewMachine(New("local", 7))
+		tree, holders := map[string]command.Entry{}, map[string]map[[2]uint64]bool{}
+		for i := range 250 {
+			raw, term := g.next(m.State())
+			before := m.State().Revision()
+			if _, err := m.Apply(uint64(i+1), term, raw); err != nil {
+				t.Fatal(err)
+			}
+			s, events := m.Publish()
+			last := map[string]Event{}
+			for k, e := range events {
+				if e.Revision != s.Revision() || e.Revision == before || e.More != (k+1 < len(events)) {
+					t.Fatalf("%+v is event %d of %d; revision %d after %d", e, k, len(events), s.Revision(), before)
+				}
+				seen[e.Kind]++
+				last[e.Path] = e
+				_, there := tree[e.Path]
+				by := [2]uint64{e.Session, e.Seq}
+				ok := true
+				switch e.Kind {
+				case Created:
+					ok = !there
+					tree[e.Path] = e.Entry
+				case Modified:
+					ok = there
+					tree[e.Path] = e.Entry
+				case Deleted:
+					ok = there
+					delete(tree, e.Path)
+				case LockAcquired:
+					if holders[e.Path] == nil {
+						holders[e.Path] = map[[2]uint64]bool{}
+					}
+					ok = !holders[e.Path][by]
+					holders[e.Path][by] = true
+				case LockReleased:
+					ok = holders[e.Path][by]
+					delete(holders[e.Path], by)
+				}
+				if !ok {
+					t.Fatalf("%+v does not follow from what was told before", e)
+				}
+			}
+			for _, path := range randomPaths {
+				e, there := s.Get(path)
+				if path != "/" {
+					told, ok := tree[path]
+					if ok != there || told.Stat.Instance != e.Stat.Instance || told.Stat.Generation != e.Stat.Generation || string(told.Data) != string(e.Data) {
+						t.Fatalf("%s is %+v, told %+v", path, e, told)
+					}
+				}
+				if at, ok := last[path]; ok && !e.Stat.Dir && (at.Entry.Path != path || there != (at.Entry.Stat.Instance != 0) || there && at.Entry.Stat != e.Stat) {
+					t.Fatalf("%+v, and the entry is %+v", at, e)
+				}
+				held := s.Lock(path).Holders
+				for _, h := range held {
+					if !holders[path][[2]uint64{h.Session, h.Seq}] {
+						t.Fatalf("%s has the holder %+v, which was not told", path, h)
+					}
+				}
+				if len(held) != len(holders[path]) {
+					t.Fatalf("%s has %d holders, told %d", path, len(held), len(holders[path]))
+				}
+			}
+			if len(tree) != s.Counts().Entries {
+				t.Fatalf("%d entries, told %d", s.Counts().Entries, len(tree))
+			}
+		}
+	}
+	for kind := Created; kind <= LockContended; kind++ {
+		if seen[kind] == 0 {
+			t.Errorf("no event of kind %d", kind)
+		}
+	}
+}
+
 func step(t *testing.T, m *Machine, o *model, index, term uint64, raw []byte, seen map[string]int) {
 	t.Helper()
 	var c command.Command
