@@ -95,7 +95,8 @@ func (c *Client) session(ctx context.Context) (*Session, error) {
 	c.mu.Unlock()
 	select {
 	case <-o.done:
-		if o.err != nil && c.node.ctx.Err() != nil {
+		if o.err != nil && c.node.stopped() {
+			// Whether the session was opened is nothing to the caller, whose own command was not sent.
 			return nil, c.node.stopCause()
 		}
 		return o.session, o.err
