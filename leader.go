@@ -146,6 +146,7 @@ func (l *leadership) open() bool {
 	}
 	l.leases.start()
 	l.wg.Go(l.confirmer.run)
+	l.wg.Go(l.leases.tick)
 	l.wg.Go(l.leases.run)
 	return true
 }

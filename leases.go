@@ -19,10 +19,12 @@ import (
 // before its expiry is offered, and nothing is marked while a KeepAlive is between receipt and answer. So a client is
 // never told that its session lives by a leader that has begun to end it.
 type leases struct {
-	lead *leadership
+	lead   *leadership
+	ticked chan struct{} // cap 1: mu.now has moved
 
 	mu struct {
 		sync.Mutex
+		now      time.Duration              // Clock.Mono at the last tick
 		sessions lease.Queue[uint64]        // deadlines, Clock.Mono
 		ending   map[uint64]bool            // expiry offered, outcome unknown
 		inbox    int                        // KeepAlives received and not yet answered
@@ -44,7 +46,7 @@ func cellLease(l time.Duration) time.Duration {
 }
 
 func newLeases(l *leadership) *leases {
-	s := &leases{lead: l}
+	s := &leases{lead: l, ticked: make(chan struct{}, 1)}
 	s.mu.ending = make(map[uint64]bool)
 	return s
 }
@@ -58,6 +60,7 @@ func (s *leases) start() {
 	now := n.clock.Mono()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.mu.now = now
 	for v := range root.Sessions() {
 		s.mu.sessions.Set(v.ID, now+cellLease(millis(v.Lease)))
 	}
@@ -94,31 +97,54 @@ func (s *leases) noteDelays(root *state.State, now time.Duration) {
 	}
 }
 
-// run judges deadlines until the leadership ends.
-func (s *leases) run() {
+// tick keeps the clock that the deadlines are compared with, and takes out of it the time in which this node could not
+// hear of its sessions. Its goroutine does nothing else: what run waits for, rounds and commits, is no such time.
+//
+// A late tick means that this process stood still, and with it perhaps the KeepAlives it should have answered. While the
+// disk hangs they are refused. A leader that wakes from either must not end every session (etcd issue 15247).
+func (s *leases) tick() {
 	n := s.lead.node
-	defer n.leases.CompareAndSwap(s, nil)
-	last := n.clock.Mono()
-	tick := make(chan struct{}, 1)
+	ticks := make(chan struct{}, 1)
 	for {
-		stop := n.clock.AfterFunc(leaseTick, func() { tick <- struct{}{} }) // cap 1, one timer at a time
+		stop := n.clock.AfterFunc(leaseTick, func() { ticks <- struct{}{} }) // cap 1, one timer at a time
 		select {
-		case <-tick:
+		case <-ticks:
 		case <-s.lead.ctx.Done():
 			stop()
 			return
 		}
 		now := n.clock.Mono()
-		// A late tick means that this process stood still, and with it perhaps the KeepAlives it should have answered:
-		// a leader that wakes from a stalled disk must not end every session (etcd issue 15247).
-		if late := now - last - leaseTick; late > leaseTick {
-			s.mu.Lock()
-			s.mu.sessions.Shift(late)
-			s.mu.delays.Shift(late)
-			s.mu.holds.Shift(late)
-			s.mu.Unlock()
+		s.mu.Lock()
+		late := now - s.mu.now - leaseTick
+		if n.stalled() {
+			late = now - s.mu.now
+		} else if late <= leaseTick {
+			late = 0
 		}
-		last = now
+		s.mu.sessions.Shift(late)
+		s.mu.delays.Shift(late)
+		s.mu.holds.Shift(late)
+		s.mu.now = now
+		s.mu.Unlock()
+		select {
+		case s.ticked <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// run judges deadlines until the leadership ends.
+func (s *leases) run() {
+	defer s.lead.node.leases.CompareAndSwap(s, nil)
+	for {
+		select {
+		case <-s.ticked:
+		case <-s.lead.ctx.Done():
+			return
+		}
+		s.mu.Lock()
+		now := s.mu.now // and not the clock: whatever stood still since the last tick is not taken out yet
+		s.mu.Unlock()
 		s.expire(now)
 		s.endHolds(now)
 		s.clearDelays(now)

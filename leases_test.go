@@ -3,6 +3,7 @@ package chubby
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,6 +64,11 @@ func inOne(t *testing.T, f func(t *testing.T, n *Node, clock *jumpClock)) {
 // openSilent opens a session that nobody renews.
 func openSilent(t *testing.T, n *Node) uint64 {
 	t.Helper()
+	return openSilentFor(t, n, n.opts.SessionLease)
+}
+
+func openSilentFor(t *testing.T, n *Node, lease time.Duration) uint64 {
+	t.Helper()
 	slot, err := n.slot(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +79,7 @@ func openSilent(t *testing.T, n *Node) uint64 {
 	}
 	c := command.Command{
 		Kind: command.KindOpenSession, Session: id, Slot: slot, Node: string(n.server), Nonce: [16]byte{1},
-		Lease: uint64(n.opts.SessionLease / time.Millisecond),
+		Lease: uint64(lease / time.Millisecond),
 	}
 	if r, err := n.propose(t.Context(), command.Append(nil, &c), false, nil); err != nil || r.Code != command.OK {
 		t.Fatal(r, err)
@@ -99,6 +105,75 @@ func TestStalledLeaderEndsNoSession(t *testing.T) {
 		time.Sleep(n.opts.SessionLease)
 		if n.hasSession(id) {
 			t.Error("and then the session lives for ever")
+		}
+	})
+}
+
+// While the leader's disk hangs it refuses KeepAlives: that time counts for nobody.
+func TestHangingDiskEndsNoSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var hang atomic.Bool
+		n, err := Open(Options{Hooks: &hook.Hooks{Clock: hook.TimeClock(), Storage: func(op string) error {
+			if hang.Swap(false) {
+				time.Sleep(5 * time.Second)
+			}
+			return nil
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close()
+		if _, err := n.Set(t.Context(), "/x", nil); err != nil {
+			t.Fatal(err)
+		}
+		const lease = 2 * time.Second
+		id := openSilentFor(t, n, lease)
+		hang.Store(true)
+		if _, err := n.Set(t.Context(), "/x", nil); err != nil { // returns when the disk does
+			t.Fatal(err)
+		}
+		time.Sleep(lease / 4)
+		if !n.hasSession(id) {
+			t.Fatal("the time in which the disk hung counted")
+		}
+		time.Sleep(lease)
+		if n.hasSession(id) {
+			t.Error("and then the session lives for ever")
+		}
+	})
+}
+
+// What the leader waits for by its own decision, rounds and commits, is no stall: however many sessions end on a slow
+// disk, the others' deadlines stay where they are.
+func TestSlowDecisionsAreNoStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(op string) error {
+			if op == "log" {
+				time.Sleep(150 * time.Millisecond)
+			}
+			return nil
+		}
+		n, err := Open(Options{Hooks: &hook.Hooks{Clock: hook.TimeClock(), Storage: slow}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close()
+		if err := n.WaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		const long = 6 * time.Second
+		id := openSilentFor(t, n, long)
+		opened := time.Now()
+		for range 20 { // one after the other they end, for most of the long session's lease
+			openSilentFor(t, n, time.Second)
+		}
+		time.Sleep(time.Until(opened.Add(long)))
+		if !n.hasSession(id) {
+			t.Fatal("the session ended before its lease")
+		}
+		time.Sleep(time.Until(opened.Add(cellLease(long) + 2*leaseTick + 3*150*time.Millisecond)))
+		if n.hasSession(id) {
+			t.Error("the time that other decisions took was added to the session's lease")
 		}
 	})
 }
