@@ -286,7 +286,7 @@ func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts
 	defer c.forget(me)
 	r, err := s.send(ctx, t, &command.Command{
 		Kind: command.KindLock, Path: path, Mode: q.mode, Try: q.try, HasData: q.publish, Data: q.value,
-		Delay: uint64(o.delay / time.Millisecond), Hold: uint64((o.maxHold + time.Millisecond - 1) / time.Millisecond),
+		Delay: roundUp(o.delay), Hold: roundUp(o.maxHold),
 	}, false)
 	// Answered, queued or given up, the command needs its place in the window no longer: a waiter's place is in the
 	// queue. Were it kept open, one call that waits for an hour would fill the window with all that come after it.
@@ -326,6 +326,11 @@ func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts
 		}
 	}
 	return s.hold(ctx, &Lock{session: s, path: path, mode: q.mode, generation: generation, seq: t.seq, maxHold: o.maxHold, done: make(chan struct{})})
+}
+
+// roundUp gives d in milliseconds, which commands count in.
+func roundUp(d time.Duration) uint64 {
+	return uint64((d + time.Millisecond - 1) / time.Millisecond)
 }
 
 // review looks at what became of a waiting call: its generation, 0 if it waits on, or why it will not be granted.
@@ -416,9 +421,11 @@ func (l *Lock) Sequencer() Sequencer {
 }
 
 // Context returns a context that ends before the cell may grant the lock to another: with cause ErrLockLost when the
-// session's lease runs out unrenewed or MaxHold is over, ErrSessionExpired when the session ended, ErrNotHeld after Unlock. Its Err looks
-// at the clock when asked. A context that has ended stays so; if the session was saved within its grace period the lock
-// is still held, and a new call of Context gives a live one.
+// session's lease runs out unrenewed or MaxHold is over, ErrSessionExpired when the session ended, ErrClosed when it or
+// the node was closed, ErrNotHeld after Unlock. Its Err looks at the clock when asked. A context derived from it, with a
+// timeout or values of its own, does not: in a process that was stopped it ends up to 100 ms after the process runs again.
+// A context that has ended stays so; if the session was saved within its grace period the lock is still held, and a new
+// call of Context gives a live one.
 func (l *Lock) Context() context.Context {
 	s := l.session
 	s.check(s.client.node.clock.Boot())
@@ -592,7 +599,8 @@ func lockInfo(root *state.State, path string) LockInfo {
 
 // CheckSequencer returns nil if the lock is held under s at this moment, and ErrStaleSequencer if not. It is
 // linearizable; what it says may be over by the time its caller acts on it, which is why a resource that can remember
-// the newest sequencer it saw should use fence.Guard instead, and a write to the cell IfHolds.
+// the newest sequencer it saw should use fence.Guard instead, and a write to the cell IfHolds. Shared holders have one
+// sequencer: it is good while any of them holds the lock.
 func (c *Client) CheckSequencer(ctx context.Context, s Sequencer) error {
 	root, err := c.node.read(ctx)
 	if err == nil && !root.Holds(s) {

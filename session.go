@@ -74,7 +74,7 @@ type Session struct {
 }
 
 // NewSession opens a session of its own. It returns ErrBadOptions, ErrOverloaded when the cell has too many, ErrClosed,
-// or the error of ctx; a session that was opened without our learning of it ends with its lease.
+// or the error of ctx, with ErrUncertain if the session may have been opened; it then ends with its lease.
 func (c *Client) NewSession(ctx context.Context, o SessionOptions) (*Session, error) {
 	s, err := c.openSession(ctx, o)
 	if err != nil {

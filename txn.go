@@ -33,7 +33,8 @@ func IfValue(data []byte) Cond {
 }
 
 // IfHolds holds if the lock is still held under s: a fenced write. Else ErrStaleSequencer. It is judged in the same
-// step as the write, so no pause of the writer can come between.
+// step as the write, so no pause of the writer can come between. Shared holders have one sequencer: it holds while any of
+// them does.
 func IfHolds(s Sequencer) Cond {
 	return Cond{c: command.Cond{Kind: command.CondHolds, Sequencer: s}}
 }

@@ -8,6 +8,9 @@ import (
 // Guard remembers, for each lock, the newest sequencer that it let pass. The zero value is ready. A Guard must not be
 // copied after first use. Its methods are safe for concurrent use.
 //
+// It knows only what it was shown: until the new holder's first request, a late one of the old holder passes. So a holder
+// whose predecessor's late writes would harm shows its sequencer first, before it reads what it is going to change.
+//
 // It lives in memory: a resource that outlives its process stores the newest sequencer beside its data and shows it to
 // Check when it starts. A Guard keeps one entry for each pair of cell and path that it let pass, for ever; so look at
 // Cell and Path before Check, as the package's example does, and let in only what guards this resource.
