@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/chubbygo/chubby"
 )
@@ -46,6 +47,17 @@ func checkName(field, name string) error {
 
 // base is the last part of a path.
 func base(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
+
+// cleanupTime is how long a call may go on after its ctx has ended, to take back what it left in the cell.
+const cleanupTime = time.Second
+
+// end closes a session that was opened for one purpose. If the cell cannot be told, the session ends with its lease,
+// since nobody keeps it alive any more.
+func end(ctx context.Context, s *chubby.Session) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	_ = s.Close(ctx)
+}
 
 // follow registers a watch at path, calls read, and then event for every event, until one of them says that it is done
 // or fails. What is acknowledged after read began is an event, maybe also of what read has seen already. When events

@@ -3,6 +3,7 @@ package recipes_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"log"
 	"testing"
 	"testing/synctest"
@@ -12,6 +13,16 @@ import (
 	"github.com/chubbygo/chubby/chubbytest"
 	"github.com/chubbygo/chubby/recipes"
 )
+
+var long = flag.Bool("long", false, "run random schedules for long")
+
+// schedule is how long random schedules go on, in the cell's time.
+func schedule() time.Duration {
+	if *long {
+		return time.Hour
+	}
+	return time.Minute
+}
 
 // inBubble runs f with a cell of three.
 func inBubble(t *testing.T, f func(t *testing.T, cell *chubbytest.Cell), opts ...func(*chubby.Options)) {
@@ -104,12 +115,14 @@ func TestBadArguments(t *testing.T) {
 	c := node.Client
 	for name, f := range map[string]func() error{
 		"semaphore without client":  func() error { _, err := recipes.NewSemaphore(nil, "/a", 1); return err },
+		"barrier without client":    func() error { _, err := recipes.NewBarrier(nil, "/a"); return err },
 		"semaphore without permits": func() error { _, err := recipes.NewSemaphore(c, "/a", 0); return err },
 		"semaphore with too many":   func() error { _, err := recipes.NewSemaphore(c, "/a", 1025); return err },
 	} {
 		t.Run(name, func(t *testing.T) { wantErr(t, f(), chubby.ErrBadOptions) })
 	}
 	for name, f := range map[string]func() error{
+		"barrier at the root":   func() error { _, err := recipes.NewBarrier(c, "//"); return err },
 		"semaphore at the root": func() error { _, err := recipes.NewSemaphore(c, "/", 1); return err },
 		"semaphore nowhere":     func() error { _, err := recipes.NewSemaphore(c, "", 1); return err },
 		"a path with an empty part": func() error {
