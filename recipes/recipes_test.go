@@ -116,6 +116,8 @@ func TestBadArguments(t *testing.T) {
 	for name, f := range map[string]func() error{
 		"semaphore without client":  func() error { _, err := recipes.NewSemaphore(nil, "/a", 1); return err },
 		"barrier without client":    func() error { _, err := recipes.NewBarrier(nil, "/a"); return err },
+		"double barrier for none":   func() error { _, err := recipes.NewDoubleBarrier(c, "/a", 0); return err },
+		"double barrier for many":   func() error { _, err := recipes.NewDoubleBarrier(c, "/a", 201); return err },
 		"semaphore without permits": func() error { _, err := recipes.NewSemaphore(c, "/a", 0); return err },
 		"semaphore with too many":   func() error { _, err := recipes.NewSemaphore(c, "/a", 1025); return err },
 	} {
