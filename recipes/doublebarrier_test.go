@@ -151,6 +151,7 @@ func TestDoubleBarrierLeaveAgain(t *testing.T) {
 func TestDoubleBarrierInvariant(t *testing.T) {
 	inBubble(t, func(t *testing.T, cell *chubbytest.Cell) {
 		const n = 3
+		cell.Leader()
 		ctx := within(t, schedule())
 		var mu sync.Mutex
 		verdicts := make(map[string]error) // by round
@@ -215,6 +216,7 @@ func TestDoubleBarrierInvariant(t *testing.T) {
 			}
 		})
 		wg.Wait()
+		t.Logf("%d rounds, %d broken verdicts", rounds, broken)
 		if rounds < 3 || *long && broken == 0 {
 			t.Errorf("the run shows little: %d rounds, %d broken", rounds, broken)
 		}

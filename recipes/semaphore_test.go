@@ -190,6 +190,7 @@ func TestSemaphoreBound(t *testing.T) {
 				t.Errorf("%d live permits of 3", n)
 			}
 		}
+		cell.Leader()
 		ctx := within(t, schedule())
 		var wg sync.WaitGroup
 		rounds := 0
@@ -253,6 +254,7 @@ func TestSemaphoreBound(t *testing.T) {
 			}
 		})
 		wg.Wait()
+		t.Logf("at most %d live permits, %d permits in all", live.most, rounds)
 		if live.most != 3 || rounds < 10 {
 			t.Errorf("the run shows little: at most %d live permits, %d permits in all", live.most, rounds)
 		}
