@@ -21,7 +21,7 @@ func schedule() time.Duration {
 	if *long {
 		return time.Hour
 	}
-	return time.Minute
+	return 30 * time.Second
 }
 
 // inBubble runs f with a cell of three.
@@ -118,6 +118,10 @@ func TestBadArguments(t *testing.T) {
 		"barrier without client":    func() error { _, err := recipes.NewBarrier(nil, "/a"); return err },
 		"double barrier for none":   func() error { _, err := recipes.NewDoubleBarrier(c, "/a", 0); return err },
 		"double barrier for many":   func() error { _, err := recipes.NewDoubleBarrier(c, "/a", 201); return err },
+		"latch for none":            func() error { _, err := recipes.NewCountDownLatch(c, "/a", 0); return err },
+		"latch for too many":        func() error { _, err := recipes.NewCountDownLatch(c, "/a", 100_001); return err },
+		"counter that cannot begin": func() error { _, err := recipes.NewCounter(c, "/a", 1, 2); return err },
+		"group without client":      func() error { _, err := recipes.NewGroup(nil, "/a"); return err },
 		"semaphore without permits": func() error { _, err := recipes.NewSemaphore(c, "/a", 0); return err },
 		"semaphore with too many":   func() error { _, err := recipes.NewSemaphore(c, "/a", 1025); return err },
 	} {
