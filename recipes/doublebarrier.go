@@ -62,7 +62,7 @@ func NewDoubleBarrier(c *chubby.Client, path string, n int) (*DoubleBarrier, err
 }
 
 // Enter waits until n parties, this one included, have entered. Whenever it returns an error the caller is no party; if
-// its place could not be given back before ctx ended, that goes with its session's lease.
+// its place could not be given back within a second of the end of ctx, it goes with its session's lease.
 func (b *DoubleBarrier) Enter(ctx context.Context) (*Party, error) {
 	session, err := b.c.NewSession(ctx, chubby.SessionOptions{})
 	if err != nil {

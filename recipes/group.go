@@ -112,7 +112,7 @@ func (g *Group) members(ctx context.Context) (list []Member, revision uint64, er
 
 // Watch tells who the members are: first as it is, then whenever that has changed, the metadata included. It yields all
 // of them each time, sorted by ID. States that follow each other faster than the loop takes them may be left out, the
-// last one never is. It goes on through changes of the cell leader; while this node is cut off it tells nothing new.
+// last one never is; a change of many members at once may show in parts. It goes on through changes of the cell leader; while this node is cut off it tells nothing new.
 //
 // The loop ends with exactly one error, unless its body breaks off: the error of ctx, chubby.ErrClosed, or from the start
 // those of chubby.Client.Watch. It can be looped over again, and begins anew each time. Lists belong to the caller.
@@ -200,8 +200,8 @@ func (m *Membership) join(ctx context.Context, metadata []byte) error {
 	}
 }
 
-// Update replaces the metadata. Updates take effect in the order in which they were called, one after the other. It
-// returns chubby.ErrSessionExpired when the membership is gone, and never writes to a successor's place. With
+// Update replaces the metadata. Updates that are called at the same time take effect one after the other. It returns
+// chubby.ErrSessionExpired when the membership is gone, and never writes to a successor's place. With
 // chubby.ErrUncertain the metadata may be the new or the old; the next Update settles it.
 func (m *Membership) Update(ctx context.Context, metadata []byte) error {
 	select {
