@@ -108,6 +108,7 @@ func TestGroup(t *testing.T) {
 			}
 			return err
 		})
+		time.Sleep(time.Second) // what Status counts is what this node knows
 		sessions := cell.Node(0).Status().Sessions
 		next := make(chan *recipes.Membership, 1)
 		joining := running(t, func(ctx context.Context) error {
