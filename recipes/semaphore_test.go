@@ -115,6 +115,23 @@ func TestSemaphoreFair(t *testing.T) {
 	})
 }
 
+// A free permit is taken at once only where those before in the queue have one each.
+func TestSemaphoreTryBehindQueue(t *testing.T) {
+	inBubble(t, func(t *testing.T, cell *chubbytest.Cell) {
+		head, err := cell.Node(0).Lock(t.Context(), "/svc/sem") // as one that is about to take a permit
+		must(t, err)
+		_, err = semaphore(t, cell.Node(1), 1).TryAcquire(t.Context())
+		wantErr(t, err, chubby.ErrLockHeld)
+		p, err := semaphore(t, cell.Node(1), 2).TryAcquire(t.Context())
+		must(t, err)
+		must(t, p.Release(t.Context()))
+		must(t, head.Unlock(t.Context()))
+		p, err = semaphore(t, cell.Node(1), 1).TryAcquire(t.Context())
+		must(t, err)
+		must(t, p.Release(t.Context()))
+	})
+}
+
 // A permit comes back from a node that crashed, not before the holder's own clock ended its context.
 func TestSemaphoreHolderLost(t *testing.T) {
 	inBubble(t, func(t *testing.T, cell *chubbytest.Cell) {
