@@ -3,7 +3,6 @@ package chubby
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -111,27 +110,12 @@ func TestStalledLeaderEndsNoSession(t *testing.T) {
 
 // While the leader's disk hangs it refuses KeepAlives: that time counts for nobody.
 func TestHangingDiskEndsNoSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var hang atomic.Bool
-		n, err := Open(Options{Hooks: &hook.Hooks{Clock: hook.TimeClock(), Storage: func(op string) error {
-			if hang.Swap(false) {
-				time.Sleep(5 * time.Second)
-			}
-			return nil
-		}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer n.Close()
-		if _, err := n.Set(t.Context(), "/x", nil); err != nil {
-			t.Fatal(err)
-		}
+	inOne(t, func(t *testing.T, n *Node, _ *jumpClock) {
 		const lease = 2 * time.Second
 		id := openSilentFor(t, n, lease)
-		hang.Store(true)
-		if _, err := n.Set(t.Context(), "/x", nil); err != nil { // returns when the disk does
-			t.Fatal(err)
-		}
+		write := n.store.watch.begin("log", true)
+		time.Sleep(5 * time.Second)
+		n.store.watch.end(write)
 		time.Sleep(lease / 4)
 		if !n.hasSession(id) {
 			t.Fatal("the time in which the disk hung counted")

@@ -191,11 +191,12 @@ func (s *store) fail(err error) error {
 func (s *store) write(op string, f func() error) error {
 	err := s.err()
 	if err == nil {
-		w := s.watch.begin(op, true)
-		if err = s.fault(op); err == nil {
+		err = s.fault(op)
+		if err == nil {
+			w := s.watch.begin(op, true)
 			err = guard(f)
+			s.watch.end(w)
 		}
-		s.watch.end(w)
 		if err != nil {
 			err = s.fail(fmt.Errorf("write %s: %w", op, err))
 		}
