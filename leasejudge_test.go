@@ -198,3 +198,12 @@ func TestCellLease(t *testing.T) {
 		}
 	}
 }
+
+// Commands count whole milliseconds: a part of one must not become none, which would be no delay at all.
+func TestRoundUp(t *testing.T) {
+	for d, want := range map[time.Duration]uint64{0: 0, 1: 1, 900 * time.Microsecond: 1, time.Millisecond: 1, 1001 * time.Microsecond: 2, time.Minute: 60000} {
+		if got := roundUp(d); got != want {
+			t.Errorf("roundUp(%v) = %d, want %d", d, got, want)
+		}
+	}
+}
