@@ -14,8 +14,9 @@ import (
 
 // Client is a way to the cell: the files, locks and sessions of one program. All methods are safe for concurrent use.
 type Client struct {
-	node *Node
-	last atomic.Uint64 // revision of the newest answer that this Client has seen
+	node      *Node
+	principal string        // who asks, in each command
+	last      atomic.Uint64 // revision of the newest answer that this Client has seen
 
 	mu struct {
 		sync.Mutex
@@ -40,7 +41,7 @@ type opening struct {
 }
 
 func newClient(n *Node) *Client {
-	c := &Client{node: n, wake: make(chan struct{}, 1)}
+	c := &Client{node: n, principal: n.opts.ID, wake: make(chan struct{}, 1)}
 	c.mu.sessions = make(map[uint64]*Session)
 	c.mu.waiters = make(map[owner]*lockWaiter)
 	return c

@@ -361,6 +361,8 @@ func codeError(c command.Code) error {
 		return ErrSessionExpired
 	case command.WindowFull, command.Slots:
 		return ErrOverloaded
+	case command.Permission:
+		return ErrPermission
 	case command.BadCommand:
 		return ErrBadOptions
 	}

@@ -101,7 +101,7 @@ func (c *Client) openSession(ctx context.Context, o SessionOptions) (*Session, e
 		return nil, err
 	}
 	cmd := command.Command{
-		Kind: command.KindOpenSession, Slot: slot, Name: o.Name, Node: string(n.server),
+		Kind: command.KindOpenSession, Principal: c.principal, Slot: slot, Name: o.Name, Node: string(n.server),
 		Lease: uint64(o.Lease / time.Millisecond), Grace: uint64(o.Grace / time.Millisecond),
 	}
 	rand.Read(cmd.Nonce[:])
@@ -193,7 +193,7 @@ func (s *Session) close(ctx context.Context, persist bool) error {
 		return nil
 	}
 	n := s.client.node
-	raw := command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id)})
+	raw := command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id), Principal: s.client.principal})
 	_, err := n.propose(ctx, raw, true, nil)
 	if err != nil {
 		if ctx.Err() != nil && persist {
@@ -235,7 +235,7 @@ func (s *Session) send(ctx context.Context, t ticket, c *command.Command, urgent
 		return err
 	}
 	for {
-		c.Session, c.Seq, c.AckedBelow = uint64(s.id), t.seq, t.window.acked()
+		c.Session, c.Seq, c.AckedBelow, c.Principal = uint64(s.id), t.seq, t.window.acked(), s.client.principal
 		r, err := s.client.node.propose(ctx, command.Append(nil, c), urgent, s.done)
 		if err != nil {
 			return r, fail(err)

@@ -12,8 +12,8 @@ type Kind uint8
 const (
 	KindBarrier        Kind = iota + 1 // first command of a leader's term; changes nothing, takes no revision
 	KindAssignSlot                     // Node: gives the node (raft server id) its slot, the same one at each call
-	KindOpenSession                    // Session, Nonce, Slot, Name, Node, Lease, Grace
-	KindCloseSession                   // Session
+	KindOpenSession                    // Session, Principal, Nonce, Slot, Name, Node, Lease, Grace
+	KindCloseSession                   // Session, Principal
 	KindExpireSessions                 // Term, Sessions: void if the entry's term is another
 	KindClearDelay                     // Term, Path, Generation: void if the entry's term or the lock's generation is another
 	KindSet                            // Path, Data, Conds
@@ -27,6 +27,8 @@ const (
 	KindLock                           // Path, Mode, Try, Delay, Hold, Data (HasData: published in the same entry, for elections)
 	KindUnlock                         // Path, Generation, LockSeq: names the owner, never frees a later one. With Seq 0 the leader's decision (MaxHold) in Term
 	KindCancelLock                     // Path, LockSeq: the waiter leaves, what was just granted is released, a copy yet to come does nothing
+
+	kindLast = iota // of those above
 )
 
 // Command is one request to the state machine. Which fields count depends on Kind; the others are zero.
@@ -39,6 +41,9 @@ type Command struct {
 	Session    uint64
 	Seq        uint64
 	AckedBelow uint64
+	// Principal is who asks, by name. A session belongs to the principal that opened it, and obeys no other. Whoever takes
+	// a command from outside sees to it that the name is that which the sender proved.
+	Principal string
 
 	Path string
 	Data []byte // contents; nil and empty are the same except where HasData says otherwise
@@ -139,6 +144,7 @@ const (
 	Slots          // no slot is free
 	Cancelled      // a copy of a Lock command that was cancelled
 	BadCommand     // well-formed bytes, impossible request (e.g. write to the root)
+	Permission     // the session is another principal's
 )
 
 // Stat mirrors chubby.Stat.

@@ -39,23 +39,23 @@ var allOps = []Op{
 var commands = []Command{
 	{Kind: KindBarrier},
 	{Kind: KindAssignSlot, Node: "n1.abc"},
-	{Kind: KindOpenSession, Session: 70000, Nonce: [16]byte{1, 15: 2}, Slot: 3, Name: "alice", Node: "n1.abc", Lease: 12000, Grace: 45000},
-	{Kind: KindCloseSession, Session: 70000},
+	{Kind: KindOpenSession, Session: 70000, Principal: "n1", Nonce: [16]byte{1, 15: 2}, Slot: 3, Name: "alice", Node: "n1.abc", Lease: 12000, Grace: 45000},
+	{Kind: KindCloseSession, Session: 70000, Principal: "n1"},
 	{Kind: KindExpireSessions, Term: 5, Sessions: []uint64{1, 70000}},
 	{Kind: KindClearDelay, Term: 5, Path: "/l", Generation: 300},
-	{Kind: KindSet, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/a/b", Data: []byte("hello"), Conds: allConds},
-	{Kind: KindCreate, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/a/b", Data: []byte("hello"), Dir: true, Ephemeral: true},
-	{Kind: KindCompareAndSwap, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/a/b", HasOld: true, Old: []byte("old"), Data: []byte("new")},
+	{Kind: KindSet, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", Data: []byte("hello"), Conds: allConds},
+	{Kind: KindCreate, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", Data: []byte("hello"), Dir: true, Ephemeral: true},
+	{Kind: KindCompareAndSwap, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", HasOld: true, Old: []byte("old"), Data: []byte("new")},
 	{Kind: KindCompareAndSwap, Path: "/a/b"},
-	{Kind: KindAdd, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/n", Number: 300, Bound: math.MinInt64},
-	{Kind: KindSub, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/n", Number: 1, Bound: -300},
-	{Kind: KindDelete, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/a/b", Conds: allConds[:1]},
-	{Kind: KindDeleteTree, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/a/b"},
-	{Kind: KindTxn, Session: 70000, Seq: 9, AckedBelow: 8, If: allConds, Then: allOps, Else: allOps[:1]},
-	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", Mode: fence.Exclusive, Try: true, Delay: 5000, Hold: 70000},
-	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", Mode: fence.Shared, HasData: true, Data: []byte("me")},
-	{Kind: KindUnlock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", Generation: 300, LockSeq: 7, Term: 5},
-	{Kind: KindCancelLock, Session: 70000, Seq: 9, AckedBelow: 8, Path: "/l", LockSeq: 7},
+	{Kind: KindAdd, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/n", Number: 300, Bound: math.MinInt64},
+	{Kind: KindSub, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/n", Number: 1, Bound: -300},
+	{Kind: KindDelete, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", Conds: allConds[:1]},
+	{Kind: KindDeleteTree, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b"},
+	{Kind: KindTxn, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", If: allConds, Then: allOps, Else: allOps[:1]},
+	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", Mode: fence.Exclusive, Try: true, Delay: 5000, Hold: 70000},
+	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", Mode: fence.Shared, HasData: true, Data: []byte("me")},
+	{Kind: KindUnlock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", Generation: 300, LockSeq: 7, Term: 5},
+	{Kind: KindCancelLock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", LockSeq: 7},
 }
 
 // What the leader alone may decide is told by the first fields; every other command is anybody's.
@@ -76,6 +76,26 @@ func TestForLeader(t *testing.T) {
 	for _, raw := range [][]byte{nil, {Version}, {Version, byte(KindUnlock)}, {Version, byte(KindUnlock), 1}, {99, byte(KindBarrier)}} {
 		if ForLeader(raw) {
 			t.Errorf("%x is no command", raw)
+		}
+	}
+}
+
+// Who asks is told by the first fields. The cell's own commands have nobody.
+func TestPrincipalOf(t *testing.T) {
+	for i := range commands {
+		c := commands[i]
+		own := c.Kind == KindBarrier || c.Kind == KindAssignSlot || c.Kind == KindExpireSessions || c.Kind == KindClearDelay
+		raw := Append(nil, &c)
+		if got, ok := PrincipalOf(raw); got != c.Principal || ok == own {
+			t.Errorf("kind %d of %q: %q, %v", c.Kind, c.Principal, got, ok)
+		}
+		if got, ok := PrincipalOf(raw[:3]); got != "" || ok {
+			t.Errorf("kind %d, cut off: %q, %v", c.Kind, got, ok)
+		}
+	}
+	for _, raw := range [][]byte{nil, {Version}, {Version, 0}, {Version, 200, 1, 1, 1, 1, 'a'}, {99, byte(KindSet), 1, 1, 1, 1, 'a'}} {
+		if got, ok := PrincipalOf(raw); ok {
+			t.Errorf("%x is no command, and of %q", raw, got)
 		}
 	}
 }
@@ -189,13 +209,13 @@ func TestDecodeErrors(t *testing.T) {
 		"unknown kind":       {edit(1, 200), ErrKind, "200"},
 		"long number":        {edit(2, 0x80, 0), ErrEncoding, ""},
 		"number over 64 bit": {edit(2, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2), ErrEncoding, ""},
-		"string over end":    {edit(5, 200, 1), ErrEncoding, ""},
+		"string over end":    {edit(6, 200, 1), ErrEncoding, ""},
 		"trailing byte":      {append(bytes.Clone(set), 0), ErrEncoding, "1 bytes too many"},
 		"conditions missing": {edit(len(set)-1, 3), ErrEncoding, ""},
 		"unknown condition":  {edit(len(set)-1, 1, 77, 0), ErrKind, "77"},
-		"unknown operation":  {append(Append(nil, &Command{Kind: KindTxn})[:5], 0, 1, 66, 0, 0), ErrKind, "66"},
-		"unknown flag":       {append(Append(nil, &Command{Kind: KindCreate, Path: "/a"})[:9], 4), ErrEncoding, "flags"},
-		"slot over 32 bits":  {append(append([]byte{1, byte(KindOpenSession), 1}, make([]byte, 16)...), 255, 255, 255, 255, 16, 0, 0, 0, 0), ErrEncoding, "32 bits"},
+		"unknown operation":  {append(Append(nil, &Command{Kind: KindTxn})[:6], 0, 1, 66, 0, 0), ErrKind, "66"},
+		"unknown flag":       {append(Append(nil, &Command{Kind: KindCreate, Path: "/a"})[:10], 4), ErrEncoding, "flags"},
+		"slot over 32 bits":  {append(append([]byte{1, byte(KindOpenSession), 1, 0}, make([]byte, 16)...), 255, 255, 255, 255, 16, 0, 0, 0, 0), ErrEncoding, "32 bits"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c Command
@@ -279,7 +299,7 @@ func TestEntry(t *testing.T) {
 
 // A length that the input does not have costs no memory.
 func TestDecodeBoundedMemory(t *testing.T) {
-	b := append(Append(nil, &Command{Kind: KindSet, Path: "/a"})[:8], 0xff, 0xff, 0xff, 0xff, 0x07)
+	b := append(Append(nil, &Command{Kind: KindSet, Path: "/a"})[:9], 0xff, 0xff, 0xff, 0xff, 0x07)
 	var c Command
 	if n := testing.AllocsPerRun(10, func() { _ = Decode(b, &c) }); n > 20 {
 		t.Errorf("%v allocations", n)

@@ -24,13 +24,14 @@ var (
 func Decode(b []byte, c *Command) error {
 	conds, sessions := c.Conds[:0], c.Sessions[:0]
 	ifs, then, els := c.If[:0], c.Then[:0], c.Else[:0]
+	principal := c.Principal
 	*c = Command{}
 	r := reader{b: b}
 	if err := r.version(); err != nil {
 		return err
 	}
 	c.Kind = Kind(r.byte())
-	if c.Kind < KindBarrier || c.Kind > KindCancelLock {
+	if c.Kind < KindBarrier || c.Kind > kindLast {
 		return fmt.Errorf("%w: command %d", ErrKind, c.Kind)
 	}
 	switch c.Kind {
@@ -41,6 +42,7 @@ func Decode(b []byte, c *Command) error {
 		return r.end()
 	case KindOpenSession:
 		c.Session = r.uvarint()
+		c.Principal = r.string()
 		copy(c.Nonce[:], r.take(nonceBytes))
 		c.Slot = r.uint32()
 		c.Name = r.string()
@@ -50,6 +52,7 @@ func Decode(b []byte, c *Command) error {
 		return r.end()
 	case KindCloseSession:
 		c.Session = r.uvarint()
+		c.Principal = r.string()
 		return r.end()
 	case KindExpireSessions:
 		c.Term = r.uvarint()
@@ -67,6 +70,11 @@ func Decode(b []byte, c *Command) error {
 	c.Session = r.uvarint()
 	c.Seq = r.uvarint()
 	c.AckedBelow = r.uvarint()
+	if b := r.bytes(); string(b) == principal {
+		c.Principal = principal // one process sends many commands in a row
+	} else {
+		c.Principal = string(b)
+	}
 	if c.Kind == KindTxn {
 		c.If = r.conds(ifs)
 		c.Then = r.ops(then)

@@ -33,6 +33,7 @@ func Append(dst []byte, c *Command) []byte {
 		return appendString(dst, c.Node)
 	case KindOpenSession:
 		dst = binary.AppendUvarint(dst, c.Session)
+		dst = appendString(dst, c.Principal)
 		dst = append(dst, c.Nonce[:]...)
 		dst = binary.AppendUvarint(dst, uint64(c.Slot))
 		dst = appendString(dst, c.Name)
@@ -40,7 +41,8 @@ func Append(dst []byte, c *Command) []byte {
 		dst = binary.AppendUvarint(dst, c.Lease)
 		return binary.AppendUvarint(dst, c.Grace)
 	case KindCloseSession:
-		return binary.AppendUvarint(dst, c.Session)
+		dst = binary.AppendUvarint(dst, c.Session)
+		return appendString(dst, c.Principal)
 	case KindExpireSessions:
 		dst = binary.AppendUvarint(dst, c.Term)
 		dst = binary.AppendUvarint(dst, uint64(len(c.Sessions)))
@@ -56,6 +58,7 @@ func Append(dst []byte, c *Command) []byte {
 	dst = binary.AppendUvarint(dst, c.Session)
 	dst = binary.AppendUvarint(dst, c.Seq)
 	dst = binary.AppendUvarint(dst, c.AckedBelow)
+	dst = appendString(dst, c.Principal)
 	if c.Kind == KindTxn {
 		dst = appendConds(dst, c.If)
 		dst = appendOps(dst, c.Then)
@@ -116,6 +119,27 @@ func ForLeader(raw []byte) bool {
 		return m > 0 && seq == 0
 	}
 	return false
+}
+
+// PrincipalOf gives the principal that an encoded command names. It looks at the first fields only. ok is false for
+// commands that have none, which are the cell's own, and for what cannot be decoded.
+func PrincipalOf(raw []byte) (principal string, ok bool) {
+	r := reader{b: raw}
+	if r.version() != nil {
+		return "", false
+	}
+	switch kind := Kind(r.byte()); {
+	case kind == KindOpenSession, kind == KindCloseSession:
+		r.uvarint() // Session
+	case KindSet <= kind && kind <= kindLast:
+		r.uvarint() // Session
+		r.uvarint() // Seq
+		r.uvarint() // AckedBelow
+	default:
+		return "", false
+	}
+	principal = r.string()
+	return principal, r.err == nil
 }
 
 func appendConds(dst []byte, conds []Cond) []byte {

@@ -106,6 +106,7 @@ func (c *checker) unsound(e *entry) string {
 func (c *checker) checkSessions() {
 	c.sessions.all(func(key string, s *session) bool {
 		c.want(key == key64(s.id) && s.id != 0, "session %d is under key %x", s.id, key)
+		c.want(len(s.principal) <= principalMax, "session %d: a principal of %d bytes", s.id, len(s.principal))
 		floor, _ := c.floors.get(slotKey(s.slot))
 		c.want(s.id <= floor && s.slot < slotsMax, "session %d is above the floor %d of slot %d", s.id, floor, s.slot)
 		c.want(0 < s.opened && s.opened <= c.revision, "session %d was opened at %d of %d", s.id, s.opened, c.revision)

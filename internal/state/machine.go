@@ -147,6 +147,8 @@ func (m *Machine) answer(c *command.Command) (r command.Result) {
 	switch {
 	case s == nil:
 		return command.Result{Code: command.SessionExpired, Revision: m.w.revision}
+	case s.principal != c.Principal: // before anything of the session's own is touched
+		return command.Result{Code: command.Permission, Revision: m.w.revision}
 	case c.Seq == 0:
 		return command.Result{Code: command.BadCommand, Revision: m.w.revision}
 	}
@@ -180,8 +182,7 @@ func (m *Machine) execute(c *command.Command) command.Result {
 	case command.KindOpenSession:
 		return m.openSession(c)
 	case command.KindCloseSession:
-		m.endSessions([]uint64{c.Session}, false)
-		return command.Result{}
+		return m.closeSession(c)
 	case command.KindExpireSessions:
 		if c.Term != m.w.term {
 			return command.Result{Code: command.Void}

@@ -33,6 +33,7 @@ type modelFile struct {
 
 type modelSession struct {
 	nonce   [16]byte
+	by      string
 	opened  uint64
 	acked   uint64
 	answers map[uint64]command.Result
@@ -64,7 +65,7 @@ func (m *model) apply(term uint64, c *command.Command) command.Result {
 		if m.changed {
 			r.Revision = m.now()
 		}
-		if s := m.sessions[c.Session]; s != nil && c.Seq > 0 && c.Kind >= command.KindSet && r.Code != command.WindowFull && r.Code != command.Old && !r.Queued && c.Seq >= s.acked {
+		if s := m.sessions[c.Session]; s != nil && c.Seq > 0 && c.Kind >= command.KindSet && r.Code != command.WindowFull && r.Code != command.Old && r.Code != command.Permission && !r.Queued && c.Seq >= s.acked {
 			s.answers[c.Seq] = r
 		}
 	}
@@ -92,7 +93,7 @@ func (m *model) answer(term uint64, c *command.Command) (r command.Result, store
 		}
 		floor := m.floors[c.Slot]
 		switch s := m.sessions[c.Session]; {
-		case s != nil && s.nonce == c.Nonce:
+		case s != nil && s.nonce == c.Nonce && s.by == c.Principal:
 			return command.Result{Revision: s.opened}, true
 		case s != nil:
 			return command.Result{Code: command.SessionRefused, Floor: max(floor, c.Session)}, false
@@ -100,10 +101,13 @@ func (m *model) answer(term uint64, c *command.Command) (r command.Result, store
 			return command.Result{Code: command.SessionRefused, Floor: floor}, false
 		}
 		m.floors[c.Slot] = c.Session
-		m.sessions[c.Session] = &modelSession{nonce: c.Nonce, opened: m.now(), answers: map[uint64]command.Result{}}
+		m.sessions[c.Session] = &modelSession{nonce: c.Nonce, by: c.Principal, opened: m.now(), answers: map[uint64]command.Result{}}
 		m.changed = true
 		return r, false
 	case command.KindCloseSession:
+		if s := m.sessions[c.Session]; s != nil && s.by != c.Principal {
+			return command.Result{Code: command.Permission}, false
+		}
 		m.end([]uint64{c.Session}, false)
 		return r, false
 	case command.KindExpireSessions:
@@ -128,6 +132,9 @@ func (m *model) answer(term uint64, c *command.Command) (r command.Result, store
 	s := m.sessions[c.Session]
 	if s == nil {
 		return command.Result{Code: command.SessionExpired}, false
+	}
+	if s.by != c.Principal {
+		return command.Result{Code: command.Permission}, false
 	}
 	if c.Seq == 0 {
 		return command.Result{Code: command.BadCommand}, false

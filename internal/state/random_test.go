@@ -36,8 +36,9 @@ type generator struct {
 func newGenerator(n func(int) int) *generator { return &generator{n: n, seqs: map[uint64]uint64{}} }
 
 var (
-	randomPaths = []string{"/a", "/b", "/a/x", "/a/y", "/b/x", "/a/x/deep", "/c/d/e", "/a-x", "/", "bad"}
-	randomData  = []string{"", "1", "41", "x", "9223372036854775807", "hello"}
+	randomPaths      = []string{"/a", "/b", "/a/x", "/a/y", "/b/x", "/a/x/deep", "/c/d/e", "/a-x", "/", "bad"}
+	randomPrincipals = []string{"alice", "bob", ""}
+	randomData       = []string{"", "1", "41", "x", "9223372036854775807", "hello"}
 )
 
 // next gives an encoded command and the term of its entry.
@@ -47,10 +48,16 @@ func (g *generator) next(s *State) (raw []byte, term uint64) {
 		return g.sent[len(g.sent)-1-g.n(min(len(g.sent), 50))], term
 	}
 	c := g.command(s, term)
+	if c.Principal = principalOf(c.Session); g.n(30) == 0 {
+		c.Principal = randomPrincipals[g.n(len(randomPrincipals))]
+	}
 	raw = command.Append(nil, c)
 	g.sent = append(g.sent, raw)
 	return raw, term
 }
+
+// principalOf is who opens the session.
+func principalOf(session uint64) string { return randomPrincipals[session%2] }
 
 func (g *generator) path() string {
 	return randomPaths[g.n(len(randomPaths))]

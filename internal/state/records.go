@@ -81,14 +81,16 @@ type slot struct {
 
 // session is a client's standing with the cell.
 type session struct {
-	id     uint64
-	nonce  [16]byte
-	slot   uint32
-	node   string
-	name   string
-	lease  uint64 // milliseconds
-	grace  uint64 // milliseconds
-	opened uint64 // revision
+	id    uint64
+	nonce [16]byte
+	slot  uint32
+	node  string
+	name  string
+	// principal is who opened it. No other's commands are its own.
+	principal string
+	lease     uint64 // milliseconds
+	grace     uint64 // milliseconds
+	opened    uint64 // revision
 
 	acked   uint64   // commands below this sequence have been answered and acknowledged
 	answers []answer // to commands from acked on, by sequence: the window

@@ -259,7 +259,7 @@ func (s *builder) readSession(f *fields) error {
 	v := &session{id: f.number()}
 	copy(v.nonce[:], f.take(uint64(len(v.nonce))))
 	n := f.number()
-	v.slot, v.node, v.name = uint32(n), f.text(), f.text()
+	v.slot, v.node, v.name, v.principal = uint32(n), f.text(), f.text(), f.text()
 	f.numbers(&v.lease, &v.grace, &v.opened, &v.acked)
 	if !f.done() || n >= slotsMax {
 		f.bad = true

@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 // TestScripts runs the stories in testdata. A line is a command or, after "?", a question; what is indented below it is
 // the answer and the events. Run with -update to rewrite the answers, and read the diff.
 //
-//	[term=T] [session/seq] [acked=N] command arguments
+//	[term=T] [session/seq] [acked=N] [as=principal] command arguments
 //
 // An unlock that names no generation means the present one.
 func TestScripts(t *testing.T) {
@@ -188,6 +188,8 @@ func parseCommand(line string) (c *command.Command, term uint64, err error) {
 		switch name {
 		case "term":
 			term = number(v)
+		case "as":
+			c.Principal = v
 		case "acked":
 			c.AckedBelow = number(v)
 		case "in":
@@ -331,6 +333,7 @@ func parseOp(p []string) command.Op {
 var codeNames = [...]string{
 	"ok", "not found", "exists", "conflict", "bound", "not a number", "not empty", "is a directory", "not a directory", "lock held",
 	"not held", "stale sequencer", "session expired", "session refused", "old", "window full", "void", "slots", "cancelled", "bad command",
+	"permission",
 }
 
 func codeName(c command.Code) string { return codeNames[c] }

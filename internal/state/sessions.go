@@ -54,14 +54,17 @@ func (m *Machine) idleSlot() (n uint32, ok bool) {
 	return n, ok
 }
 
+// principalMax bounds the name of a principal, in bytes.
+const principalMax = 255
+
 func (m *Machine) openSession(c *command.Command) command.Result {
-	if c.Session == 0 || c.Slot >= slotsMax {
+	if c.Session == 0 || c.Slot >= slotsMax || len(c.Principal) > principalMax {
 		return refuse(command.BadCommand)
 	}
 	// A second copy finds its session alive, or an id that is used up. So no late copy reopens what was closed.
 	floor, _ := m.w.floors.get(slotKey(c.Slot))
 	if s, ok := m.w.sessions.get(key64(c.Session)); ok {
-		if s.nonce == c.Nonce {
+		if s.nonce == c.Nonce && s.principal == c.Principal {
 			return command.Result{Revision: s.opened}
 		}
 		return command.Result{Code: command.SessionRefused, Floor: max(floor, c.Session)}
@@ -71,11 +74,19 @@ func (m *Machine) openSession(c *command.Command) command.Result {
 	}
 	m.w.floors.set(slotKey(c.Slot), c.Session)
 	m.w.sessions.set(key64(c.Session), &session{
-		id: c.Session, nonce: c.Nonce, slot: c.Slot, node: c.Node, name: c.Name, lease: c.Lease, grace: c.Grace, opened: m.now, batch: m.batch,
+		id: c.Session, nonce: c.Nonce, slot: c.Slot, node: c.Node, name: c.Name, principal: c.Principal, lease: c.Lease, grace: c.Grace, opened: m.now, batch: m.batch,
 	})
 	m.w.counts.Sessions++
 	m.note(noteSession, c.Name, c.Session)
 	m.emit(Event{Kind: SessionOpened, Session: c.Session})
+	return command.Result{}
+}
+
+func (m *Machine) closeSession(c *command.Command) command.Result {
+	if s, ok := m.w.sessions.get(key64(c.Session)); ok && s.principal != c.Principal {
+		return refuse(command.Permission)
+	}
+	m.endSessions([]uint64{c.Session}, false)
 	return command.Result{}
 }
 

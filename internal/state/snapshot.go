@@ -72,6 +72,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 		p.numbers(uint64(v.slot))
 		p.text(v.node)
 		p.text(v.name)
+		p.text(v.principal)
 		p.numbers(v.lease, v.grace, v.opened, v.acked)
 		return p.record()
 	})
