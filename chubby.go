@@ -50,6 +50,7 @@ type Node struct {
 	leaderNews chan struct{} // cap 1: raft's state or leader may have changed
 	notify     chan bool     // raft.Config.NotifyCh
 	running    chan struct{} // closed when raft runs
+	raftEnded  chan struct{} // closed when raft has ended, or never ran and will not
 
 	// ctx ends when the node's own goroutines must. It ends after stopping is closed, which is when calls must.
 	ctx      context.Context
@@ -88,7 +89,7 @@ func open(o Options) (_ *Node, err error) {
 	n := &Node{
 		opts: o, log: o.Logger.With("node", o.ID), clock: o.Hooks.Clock, gate: o.Hooks.Gate,
 		leaderNews: make(chan struct{}, 1), notify: make(chan bool, 1), running: make(chan struct{}),
-		stopping: make(chan struct{}), done: make(chan struct{}),
+		raftEnded: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}),
 	}
 	if n.clock == nil {
 		n.clock = hook.SystemClock()
@@ -343,14 +344,14 @@ func (n *Node) stop() {
 	go n.shutdown()
 }
 
-// shutdown ends everything, callers first and storage last. The order matters: the proposer's goroutines wait on raft's
-// futures, which raft forgets to answer once it is shut down, so they are given the time to finish before. They always
-// can: what cannot commit is answered when the leader steps down, which it does within its lease of losing its quorum.
+// shutdown ends everything, callers first and storage last. The proposer's goroutines are given the time to learn what
+// became of their entries before raft is shut down, after which it forgets some of them. They always can: what cannot
+// commit is answered when the leader steps down, which it does within its lease of losing its quorum.
 func (n *Node) shutdown() {
 	defer close(n.done)
 	n.proposer.close()
 	n.Client.close()
-	// After a fault there is nothing to wait for: raft's main goroutine may have ended, and only Shutdown answers then.
+	// After a fault raft's main goroutine may have ended, and only Shutdown answers then.
 	if n.Err() == nil && !waitFor(&n.proposes, 2*n.opts.ElectionTimeout+time.Second) {
 		n.log.Warn("raft does not answer; shutting it down all the same")
 	}
@@ -367,11 +368,12 @@ func (n *Node) shutdown() {
 			n.log.Warn("shutting raft down", "err", err)
 		}
 	}
+	close(n.raftEnded)
 	n.mu.Lock()
 	n.mu.noSpawn = true
 	n.mu.Unlock()
 	n.wg.Wait()
-	waitFor(&n.proposes, time.Second)
+	n.proposes.Wait()
 	if err := n.store.close(); err != nil {
 		n.log.Warn("closing the store", "err", err)
 	}
@@ -420,7 +422,7 @@ func (n *Node) handOver() {
 	}
 	transfer := r.LeadershipTransferToServer(best.ID, best.Address)
 	ended := make(chan error, 1)
-	n.spawn(func() { ended <- transfer.Error() })
+	n.spawn(func() { ended <- n.promise(transfer) })
 	t := time.NewTimer(2 * n.opts.ElectionTimeout)
 	defer t.Stop()
 	select {

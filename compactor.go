@@ -81,7 +81,7 @@ func (c *compactor) compact() error {
 	n.reloadRaft(func(c *raft.ReloadableConfig) { c.TrailingLogs = keep })
 	f := r.Snapshot()
 	done := make(chan error, 1)
-	if !n.spawn(func() { done <- f.Error() }) {
+	if !n.spawn(func() { done <- n.promise(f) }) {
 		return n.stopCause()
 	}
 	// While the snapshot is written the log may reach its limit. Only this node's own proposals wait then; what a

@@ -458,7 +458,7 @@ func (p *proposer) fill(b *batch, lane *[]*proposal) {
 }
 
 // apply offers one entry to raft and waits for what becomes of it. Results come through settle; the future only tells
-// that there will be none. raft's futures can hang for ever after Shutdown, so Node.stop ends these goroutines first.
+// that there will be none.
 func (p *proposer) apply(b *batch, lead *leadership) {
 	lead.admit(b)
 	if len(b.props) == 0 {
@@ -475,7 +475,7 @@ func (p *proposer) apply(b *batch, lead *leadership) {
 		entry = command.AppendEntryCommand(entry, x.raw)
 	}
 
-	err := p.node.raft.Load().ApplyLog(raft.Log{Data: entry}, 0).Error()
+	err := p.node.promise(p.node.raft.Load().ApplyLog(raft.Log{Data: entry}, 0))
 
 	p.mu.Lock()
 	_, open := p.mu.entries[number]
