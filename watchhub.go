@@ -33,6 +33,7 @@ type watchHub struct {
 		revision  uint64 // every event up to it has been published
 		forgotten uint64 // those up to it are not remembered
 		era       uint64 // counts the states that came without their events
+		jump      uint64 // revision of the last of these
 		leaders   uint64 // counts the changes of the cell leader
 		history   eventLog
 		bytes     int64 // of history, about
@@ -223,12 +224,12 @@ func (h *watchHub) run(ctx context.Context) {
 	}
 }
 
-// jumped is called by the fsm when a state has become readable whose events this node never saw. It ends all watches
-// and forgets the past.
+// jumped is called by the fsm when a state has become readable whose events this node never saw. It ends the watches that
+// wanted some of them and forgets the past. One that was registered meanwhile, at the new state, goes on.
 func (h *watchHub) jumped(revision uint64) {
 	h.mu.Lock()
 	h.mu.era++
-	h.mu.revision, h.mu.forgotten = revision, revision
+	h.mu.jump, h.mu.revision, h.mu.forgotten = revision, revision, revision
 	h.mu.history.clear()
 	h.mu.bytes = 0
 	for _, t := range h.mu.topics {
@@ -386,6 +387,9 @@ func (w *watch) look() (led bool, changed, all <-chan struct{}, err error) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	history, log := &h.mu.history, &w.topic.log
+	if w.done >= h.mu.jump {
+		w.era = h.mu.era
+	}
 	if w.era != h.mu.era || w.past < w.pastEnd && w.past < history.first || w.place < log.first {
 		return false, nil, nil, fmt.Errorf("%w: those from revision %d on; read the state, which is at %d, and watch from %d",
 			ErrLagged, w.done+1, h.mu.revision, h.mu.revision+1)

@@ -164,7 +164,9 @@ func hubModel(t *testing.T, rng *rand.Rand) {
 			h.jumped(revision)
 			all, base = nil, revision
 			for _, w := range watches {
-				if w.jumped = true; rng.IntN(3) == 0 { // an observer reads the state and goes on
+				// One that has all up to the snapshot's revision missed nothing.
+				w.jumped = w.jumped || w.done < revision
+				if rng.IntN(3) == 0 { // an observer reads the state and goes on
 					w.rejoin()
 					w.next, w.jumped, w.leaders = revision+1, false, 0
 				}
@@ -293,5 +295,26 @@ func BenchmarkWatchPublish(b *testing.B) {
 				h.publish(revision, []state.Event{{Kind: state.Modified, Path: "/a/b/c", Revision: revision, Entry: command.Entry{Data: make([]byte, 100)}}})
 			}
 		})
+	}
+}
+
+// A watch that is registered when a snapshot's state is readable, and before the hub knows of it, misses nothing.
+func TestWatchHubJumpAfterRegistration(t *testing.T) {
+	h := newWatchHub(1, 1<<20)
+	register := func(seen uint64) *watch {
+		w, err := h.register(topicKey{path: "/a"}, 0, seen, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	early, late := register(1), register(20)
+	h.jumped(20)
+	h.publish(21, []state.Event{{Kind: state.Modified, Path: "/a", Revision: 21}})
+	if _, _, _, err := early.look(); !errors.Is(err, ErrLagged) {
+		t.Errorf("one that missed what led to the snapshot: %v", err)
+	}
+	if _, _, _, err := late.look(); err != nil || len(late.found) != 1 || late.found[0].Revision != 21 {
+		t.Errorf("one that missed nothing: %v, %v", late.found, err)
 	}
 }
