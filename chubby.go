@@ -141,7 +141,10 @@ func open(o Options) (_ *Node, err error) {
 	n.proposer = newProposer(n, binary.LittleEndian.Uint64(origin[:]))
 	n.reader = newReader(n)
 	n.compactor = newCompactor(n)
-	n.Client = newClient(n)
+	n.Client = newClient(n, terms{
+		principal: o.ID, cell: o.Cell, name: o.ID, limits: o.Limits, lease: o.SessionLease, grace: o.GracePeriod,
+		heartbeat: o.HeartbeatTimeout, clock: n.clock, log: n.log,
+	})
 	n.transport.handle(wire.KindFound, n.answerFound)
 	n.transport.handle(wire.KindConfirm, n.answerConfirm)
 	n.transport.handle(wire.KindReadIndex, n.answerReadIndex)

@@ -2,7 +2,6 @@ package chubby
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -14,7 +13,8 @@ import (
 
 // Client is a way to the cell: the files, locks and sessions of one program. All methods are safe for concurrent use.
 type Client struct {
-	node      *Node
+	cell      cell
+	terms     terms
 	principal string        // who asks, in each command
 	last      atomic.Uint64 // revision of the newest answer that this Client has seen
 
@@ -40,8 +40,8 @@ type opening struct {
 	err     error
 }
 
-func newClient(n *Node) *Client {
-	c := &Client{node: n, principal: n.opts.ID, wake: make(chan struct{}, 1)}
+func newClient(cell cell, t terms) *Client {
+	c := &Client{cell: cell, terms: t, principal: t.principal, wake: make(chan struct{}, 1)}
 	c.mu.sessions = make(map[uint64]*Session)
 	c.mu.waiters = make(map[owner]*lockWaiter)
 	return c
@@ -63,7 +63,7 @@ func (c *Client) session(ctx context.Context) (*Session, error) {
 	c.mu.Lock()
 	if c.mu.closed {
 		c.mu.Unlock()
-		return nil, c.node.stopCause()
+		return nil, c.cell.stopCause()
 	}
 	if s := c.mu.current; s != nil {
 		c.mu.Unlock()
@@ -74,8 +74,8 @@ func (c *Client) session(ctx context.Context) (*Session, error) {
 		o = &opening{done: make(chan struct{})}
 		c.mu.opening = o
 		// In the Client's own time: one caller's impatience must not fail the others.
-		if !c.node.spawn(func() {
-			o.session, o.err = c.openSession(c.node.ctx, SessionOptions{Name: c.node.opts.ID})
+		if !c.cell.spawn(func() {
+			o.session, o.err = c.openSession(c.cell.life(), SessionOptions{Name: c.terms.name})
 			c.mu.Lock()
 			if o.err == nil && !c.mu.closed {
 				select {
@@ -90,21 +90,21 @@ func (c *Client) session(ctx context.Context) (*Session, error) {
 		}) {
 			c.mu.opening = nil
 			c.mu.Unlock()
-			return nil, c.node.stopCause()
+			return nil, c.cell.stopCause()
 		}
 	}
 	c.mu.Unlock()
 	select {
 	case <-o.done:
-		if o.err != nil && c.node.stopped() {
+		if o.err != nil && c.stopped() {
 			// Whether the session was opened is nothing to the caller, whose own command was not sent.
-			return nil, c.node.stopCause()
+			return nil, c.cell.stopCause()
 		}
 		return o.session, o.err
 	case <-ctx.Done():
-		return nil, c.node.explain(ctx.Err())
-	case <-c.node.stopping:
-		return nil, c.node.stopCause()
+		return nil, c.cell.explain(ctx.Err())
+	case <-c.cell.halted():
+		return nil, c.cell.stopCause()
 	}
 }
 
@@ -113,7 +113,7 @@ func (c *Client) keep(s *Session) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.mu.closed {
-		return c.node.stopCause()
+		return c.cell.stopCause()
 	}
 	c.mu.sessions[uint64(s.id)] = s
 	select {
@@ -144,6 +144,16 @@ func (c *Client) all() []*Session {
 	return list
 }
 
+// stopped reports whether calls must return.
+func (c *Client) stopped() bool {
+	select {
+	case <-c.cell.halted():
+		return true
+	default:
+		return false
+	}
+}
+
 // saw notes the revision of an answer, so that no later FastGet of this Client shows an older state.
 func (c *Client) saw(revision uint64) {
 	for {
@@ -171,7 +181,6 @@ func (c *Client) acknowledge() {
 // keeper looks after the sessions: it compares their deadlines with the clock and sends one KeepAlive for all of them,
 // with jitter, so that the nodes of a cell do not ask in step.
 func (c *Client) keeper() {
-	n := c.node
 	type outcome struct {
 		began   time.Duration // Clock.Boot
 		all, ok bool
@@ -185,7 +194,7 @@ func (c *Client) keeper() {
 	armed := false
 	for {
 		sessions := c.all()
-		now := n.clock.Boot()
+		now := c.terms.clock.Boot()
 		shortest := time.Duration(0)
 		for _, s := range sessions {
 			s.check(now)
@@ -198,7 +207,7 @@ func (c *Client) keeper() {
 		}
 		if all := now >= due; len(sessions) > 0 && !sending && (all || c.fresh.Load()) {
 			c.fresh.Store(false)
-			timeout := max(shortest/10, n.opts.HeartbeatTimeout)
+			timeout := max(shortest/10, c.terms.heartbeat)
 			var holds []wire.Hold
 			for _, s := range sessions {
 				holds = s.holdings(holds, all)
@@ -208,13 +217,13 @@ func (c *Client) keeper() {
 				renew = nil
 			}
 			sending = true
-			if !n.spawn(func() { sent <- outcome{now, all, c.keepAlive(renew, holds, timeout)} }) {
+			if !c.cell.spawn(func() { sent <- outcome{now, all, c.keepAlive(renew, holds, timeout)} }) {
 				return
 			}
 		}
 		if len(sessions) > 0 && !armed {
 			armed = true
-			stop = n.clock.AfterFunc(keeperTick, func() { tick <- struct{}{} }) // cap 1, one timer at a time
+			stop = c.terms.clock.AfterFunc(keeperTick, func() { tick <- struct{}{} }) // cap 1, one timer at a time
 		}
 		select {
 		case <-tick:
@@ -224,13 +233,13 @@ func (c *Client) keeper() {
 			// From its sending, as the lease counts: an answer that took long has little left of it.
 			from, pause := o.began, shortest/keepsByLease
 			if !o.ok {
-				from, pause = n.clock.Boot(), n.opts.HeartbeatTimeout/2 // try again soon: somebody will be elected
+				from, pause = c.terms.clock.Boot(), c.terms.heartbeat/2 // try again soon: somebody will be elected
 			}
 			if o.all || !o.ok {
 				due = from + pause*3/4 + rand.N(pause/4+1)
 			}
 		case <-c.wake:
-		case <-n.ctx.Done():
+		case <-c.cell.life().Done():
 			return
 		}
 	}
@@ -246,9 +255,11 @@ func (c *Client) keepAlive(sessions []*Session, holds []wire.Hold, timeout time.
 	}
 	known := true
 	for _, part := range wire.SplitKeepAlive(all) {
-		sent := c.node.clock.Boot()
-		answer := c.askKeepAlive(&part, timeout)
-		if len(answer) != len(part.Sessions)+len(part.Holds) {
+		sent := c.terms.clock.Boot()
+		ctx, cancel := context.WithTimeout(c.cell.life(), timeout)
+		answer, err := c.cell.renew(ctx, &part)
+		cancel()
+		if err != nil || len(answer) != len(part.Sessions)+len(part.Holds) {
 			return false
 		}
 		for i, s := range sessions[:len(part.Sessions)] {
@@ -265,39 +276,6 @@ func (c *Client) keepAlive(sessions []*Session, holds []wire.Hold, timeout time.
 		}
 	}
 	return known
-}
-
-// askKeepAlive sends one question and returns the answer, nil if there is none.
-func (c *Client) askKeepAlive(k *wire.KeepAlive, timeout time.Duration) []byte {
-	n := c.node
-	to := n.proposer.route()
-	ctx, cancel := context.WithTimeout(to.ctx, timeout)
-	defer cancel()
-	var answer []byte
-	var err error
-	switch {
-	case to.lead != nil:
-		answer, err = to.lead.leases.keepAlive(ctx, k)
-	case to.server != "":
-		answer, err = n.transport.call(ctx, to.server, wire.KindKeepAlive, wire.AppendKeepAlive(nil, k))
-	}
-	if err != nil {
-		return nil
-	}
-	return answer
-}
-
-// answerKeepAlive is the leader's side, for other nodes.
-func (n *Node) answerKeepAlive(ctx context.Context, _ peerInfo, question []byte) ([]byte, error) {
-	lead := n.proposer.route().lead
-	if lead == nil || n.stalled() {
-		return nil, errNotLeader
-	}
-	k, err := wire.ParseKeepAlive(question)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errBadMessage, err)
-	}
-	return lead.leases.keepAlive(ctx, &k)
 }
 
 // happened tells the Client what the state machine did to its sessions and waiters. The fsm calls it after each batch;
@@ -361,7 +339,7 @@ func (c *Client) closeSessions() {
 	for _, s := range c.all() {
 		wg.Go(func() {
 			if err := s.close(ctx, false); err != nil {
-				c.node.log.Debug("session left to its lease", "session", s.id, "err", err)
+				c.terms.log.Debug("session left to its lease", "session", s.id, "err", err)
 			}
 		})
 	}
@@ -382,4 +360,4 @@ func (c *Client) close() {
 }
 
 // Close closes the node that this is the Client of; see [Node.Close].
-func (c *Client) Close() error { return c.node.Close() }
+func (c *Client) Close() error { return c.cell.Close() }

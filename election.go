@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
-	"github.com/chubbygo/chubby/internal/state"
+	"github.com/chubbygo/chubby/internal/wire"
 )
 
 // Leadership is an election won. It is held like a Lock, and lost like one.
@@ -98,7 +98,7 @@ func (c *Client) runLeader(ctx context.Context, path string, fn func(context.Con
 		case errors.Is(err, errCampaignAgain):
 		case errors.Is(err, ErrOverloaded), errors.Is(err, ErrNoSpace), errors.Is(err, ErrNoQuorum) && ctx.Err() == nil:
 			// The cell's trouble of the moment: who leads for months must not end with it.
-			c.node.log.Warn("campaign refused; it will be tried again", "path", path, "pause", pause, "err", err)
+			c.terms.log.Warn("campaign refused; it will be tried again", "path", path, "pause", pause, "err", err)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -123,7 +123,7 @@ func (l *Leadership) run(ctx context.Context, fn func(context.Context, *Leadersh
 			l.lock.release(ctx)
 			return true, err
 		}
-		l.lock.session.client.node.log.Info("leadership lost", "path", l.lock.path, "generation", l.lock.generation, "fn", err)
+		l.lock.session.client.terms.log.Info("leadership lost", "path", l.lock.path, "generation", l.lock.generation, "fn", err)
 		saved, err := l.lock.saved(ctx)
 		if err != nil {
 			l.lock.release(ctx)
@@ -153,7 +153,7 @@ func (l *Leadership) nag(ctx context.Context) (end func()) {
 			t := time.NewTimer(pause)
 			select {
 			case <-t.C:
-				l.lock.session.client.node.log.Warn("fn of RunLeader goes on although its context has ended; the leadership is not released before it returns",
+				l.lock.session.client.terms.log.Warn("fn of RunLeader goes on although its context has ended; the leadership is not released before it returns",
 					"path", l.lock.path, "since", time.Since(ended).Round(time.Millisecond), "cause", context.Cause(ctx))
 			case <-returned:
 				t.Stop()
@@ -168,7 +168,7 @@ func (l *Leadership) nag(ctx context.Context) (end func()) {
 }
 
 func (c *Client) checkValue(value []byte) error {
-	if limit := c.node.opts.Limits.ValueBytes; len(value) > limit {
+	if limit := c.terms.limits.ValueBytes; len(value) > limit {
 		return tooLarge("value", len(value), limit)
 	}
 	return nil
@@ -176,27 +176,27 @@ func (c *Client) checkValue(value []byte) error {
 
 // Leader tells who leads at path. It is linearizable. While nobody does it returns ErrNoLeader, whatever the file holds.
 func (c *Client) Leader(ctx context.Context, path string) (LeaderInfo, error) {
-	p, root, err := c.readAt(ctx, path)
+	p, a, err := c.readAt(ctx, wire.QueryLeader, path)
 	if err != nil {
 		return LeaderInfo{}, &Error{Op: "leader", Path: path, Err: err}
 	}
-	info := leaderAt(root, p)
+	info := leaderOf(p, &a)
 	if info.Generation == 0 {
 		return LeaderInfo{}, &Error{Op: "leader", Path: path, Err: ErrNoLeader}
 	}
 	return info.own(), nil
 }
 
-// leaderAt tells who leads at path; nobody is Generation 0. Value aliases the state.
-func leaderAt(root *state.State, path string) LeaderInfo {
+// leaderOf tells who leads at path by the answer to a QueryLeader; nobody is Generation 0. Value aliases the answer.
+func leaderOf(path string, a *wire.Answer) LeaderInfo {
 	info := LeaderInfo{Path: path}
-	v := root.Lock(path)
+	v := &a.Lock
 	if v.Mode != Exclusive || len(v.Holders) == 0 {
 		return info
 	}
 	h := v.Holders[0]
 	info.Generation, info.Revision, info.Session, info.Name = v.Generation, h.Since, SessionID(h.Session), h.Name
-	if e, ok := root.Get(path); ok && !e.Stat.Dir {
+	if e := &a.Entry; e.Stat.Instance != 0 && !e.Stat.Dir {
 		info.Value = e.Data
 		if info.Value == nil {
 			info.Value = []byte{}
@@ -230,7 +230,7 @@ func (info LeaderInfo) equal(other LeaderInfo) bool {
 func (c *Client) ObserveLeader(ctx context.Context, path string) iter.Seq2[LeaderInfo, error] {
 	return func(yield func(LeaderInfo, error) bool) {
 		fail := func(err error) { yield(LeaderInfo{}, &Error{Op: "observe leader", Path: path, Err: err}) }
-		w, err := c.watch(ctx, path, WatchOptions{})
+		w, p, err := c.watch(ctx, path, WatchOptions{})
 		if err != nil {
 			fail(err)
 			return
@@ -239,22 +239,26 @@ func (c *Client) ObserveLeader(ctx context.Context, path string) iter.Seq2[Leade
 		var last LeaderInfo
 		for first := true; ; first = false {
 			// The watch comes before the state and events after it: whatever happens from here on wakes the loop again.
-			root := c.node.fsm.root.Load()
-			if info := leaderAt(root, w.topic.key.path); first || !info.equal(last) {
-				c.saw(root.Revision())
+			a, _, err := c.cell.peek(ctx, wire.Query{Kind: wire.QueryLeader, Path: p}, c.last.Load())
+			if err != nil {
+				fail(err)
+				return
+			}
+			c.saw(a.Revision)
+			if info := leaderOf(p, &a); first || !info.equal(last) {
 				if last = info; !yield(info.own(), nil) {
 					return
 				}
 			}
-			_, err := w.next(ctx, c.node)
+			seen, err := w.next(ctx)
 			if errors.Is(err, ErrLagged) {
-				w.rejoin()
-				err = nil
+				err = w.rejoin(ctx)
 			}
 			if err != nil {
 				fail(err)
 				return
 			}
+			c.saw(seen.done)
 		}
 	}
 }

@@ -92,7 +92,7 @@ func (c *Client) Watch(ctx context.Context, path string, o WatchOptions) iter.Se
 	fail := func(yield func(Event, error) bool, err error) {
 		yield(Event{}, &Error{Op: "watch", Path: path, Err: err})
 	}
-	w, err := c.watch(ctx, path, o)
+	w, _, err := c.watch(ctx, path, o)
 	if err != nil {
 		return func(yield func(Event, error) bool) { fail(yield, err) }
 	}
@@ -106,20 +106,20 @@ func (c *Client) Watch(ctx context.Context, path string, o WatchOptions) iter.Se
 		defer w.close()
 		defer stop()
 		for {
-			led, err := w.next(ctx, c.node)
+			seen, err := w.next(ctx)
 			if err != nil {
 				fail(yield, err)
 				return
 			}
-			if led && !yield(Event{Kind: EventLeaderChanged, Revision: w.done}, nil) {
+			if seen.led && !yield(Event{Kind: EventLeaderChanged, Revision: seen.done}, nil) {
 				return
 			}
-			for i := range w.found {
+			for i := range seen.events {
 				if i > 0 && ctx.Err() != nil {
 					break
 				}
-				e := publicEvent(w.found[i])
-				e.More = i+1 < len(w.found)
+				e := publicEvent(seen.events[i])
+				e.More = i+1 < len(seen.events)
 				c.saw(e.Revision)
 				if !yield(e, nil) {
 					return
@@ -129,13 +129,15 @@ func (c *Client) Watch(ctx context.Context, path string, o WatchOptions) iter.Se
 	}
 }
 
-// watch registers a watch after whatever was acknowledged before the call.
-func (c *Client) watch(ctx context.Context, path string, o WatchOptions) (*watch, error) {
-	p, root, err := c.readAt(ctx, path)
+// watch registers a watch after whatever was acknowledged before the call, and gives the clean path.
+func (c *Client) watch(ctx context.Context, path string, o WatchOptions) (watcher, string, error) {
+	p, err := cleanPath(path, c.terms.cell, c.terms.limits)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return c.node.fsm.watches.register(topicKey{p, o.Recursive}, o.From, root.Revision(), c.node.opts.Limits.Watchers)
+	w, now, err := c.cell.register(ctx, topicKey{p, o.Recursive}, o.From)
+	c.saw(now)
+	return w, p, err
 }
 
 // publicEvent copies the contents, in the watcher's own time.

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
-	"github.com/chubbygo/chubby/internal/state"
+	"github.com/chubbygo/chubby/internal/wire"
 )
 
 // Entry is a named thing in the cell. Data belongs to the caller.
@@ -46,11 +46,15 @@ type ACLNames struct{ Read, Write, ChangeACL string }
 // Get returns the entry at path, contents included. It is linearizable on every node. It returns ErrNotFound, ErrIsDir,
 // ErrBadPath, ErrClosed, or the error of ctx with ErrNoLeader or ErrNoQuorum in its chain.
 func (c *Client) Get(ctx context.Context, path string) (Entry, error) {
-	p, root, err := c.readAt(ctx, path)
+	p, a, err := c.readAt(ctx, wire.QueryEntry, path)
 	if err != nil {
 		return Entry{}, &Error{Op: "get", Path: path, Err: err}
 	}
-	return entryAt(root, "get", p)
+	e, err := fileEntry(a.Entry)
+	if err != nil {
+		return Entry{}, &Error{Op: "get", Path: p, Err: err}
+	}
+	return e, nil
 }
 
 // FastGet returns the entry at path as this node's memory has it, without asking anybody. Age bounds how old that is:
@@ -62,76 +66,50 @@ func (c *Client) Get(ctx context.Context, path string) (Entry, error) {
 func (c *Client) FastGet(ctx context.Context, path string) (Entry, error) {
 	e, err := c.fastGet(ctx, path)
 	if err != nil {
-		if _, ok := err.(*Error); !ok {
-			err = &Error{Op: "fastget", Path: path, Err: err}
-		}
-		return Entry{}, err
+		return Entry{}, &Error{Op: "fastget", Path: path, Err: err}
 	}
 	return e, nil
 }
 
 func (c *Client) fastGet(ctx context.Context, path string) (Entry, error) {
-	n := c.node
 	if err := ctx.Err(); err != nil {
 		return Entry{}, err
 	}
-	if n.stopped() {
-		return Entry{}, n.stopCause()
-	}
-	p, err := cleanPath(path, n.opts.Cell, n.opts.Limits)
+	p, err := cleanPath(path, c.terms.cell, c.terms.limits)
 	if err != nil {
 		return Entry{}, err
 	}
-	// The age is taken before the root, which can only be newer.
-	age, err := n.age()
-	if err != nil && c.last.Load() > 0 {
-		// This Client has had an answer already, by a write or by another read, so the cell can be asked how far to be.
-		asked := n.clock.Boot()
-		if _, err = n.read(ctx); err == nil {
-			age = n.clock.Boot() - asked
-		}
-	}
+	g, err := c.cell.peekEntry(ctx, p, c.last.Load())
 	if err != nil {
 		return Entry{}, err
 	}
-	root := n.fsm.root.Load()
-	if want := c.last.Load(); root.Revision() < want {
-		if root, err = n.fsm.atRevision(ctx, want); err != nil {
-			return Entry{}, err
-		}
-	}
-	c.saw(root.Revision())
-	e, err := entryAt(root, "fastget", p)
-	e.Age = age
+	c.saw(g.revision)
+	e, err := fileEntry(g.entry)
+	e.Age = g.age
 	return e, err
 }
 
 // Stat describes the entry at path; the root and directories too. It is linearizable. Its errors are those of Get.
 func (c *Client) Stat(ctx context.Context, path string) (Stat, error) {
-	p, root, err := c.readAt(ctx, path)
+	_, a, err := c.readAt(ctx, wire.QueryEntry, path)
+	if err == nil && a.Entry.Stat.Instance == 0 {
+		err = ErrNotFound
+	}
 	if err != nil {
 		return Stat{}, &Error{Op: "stat", Path: path, Err: err}
 	}
-	e, ok := root.Get(p)
-	if !ok {
-		return Stat{}, &Error{Op: "stat", Path: path, Err: ErrNotFound}
-	}
-	return Stat(e.Stat), nil
+	return Stat(a.Entry.Stat), nil
 }
 
 // List returns the children of a directory, sorted by name and all of one moment, without their contents. It is
 // linearizable. It returns ErrNotFound, ErrNotDir, and the errors of Get.
 func (c *Client) List(ctx context.Context, dir string) ([]Entry, error) {
-	p, root, err := c.readAt(ctx, dir)
+	_, a, err := c.readAt(ctx, wire.QueryList, dir)
 	if err != nil {
 		return nil, &Error{Op: "list", Path: dir, Err: err}
 	}
-	children, code := root.List(p)
-	if code != command.OK {
-		return nil, &Error{Op: "list", Path: dir, Err: codeError(code)}
-	}
-	list := make([]Entry, len(children))
-	for i, e := range children {
+	list := make([]Entry, len(a.Entries))
+	for i, e := range a.Entries {
 		list[i] = Entry{Path: e.Path, Stat: Stat(e.Stat)}
 	}
 	return list, nil
@@ -190,8 +168,8 @@ func createCommand(data []byte, o CreateOptions) (*command.Command, error) {
 // not nil means empty contents. If they differ it returns ErrConflict and the Stat of the entry as it is; ErrNotFound
 // if there is no entry and old is not nil. Otherwise it is like Set.
 func (c *Client) CompareAndSwap(ctx context.Context, path string, old, new []byte) (Stat, error) {
-	if len(old) > c.node.opts.Limits.ValueBytes {
-		return Stat{}, &Error{Op: "compare-and-swap", Path: path, Err: tooLarge("old", len(old), c.node.opts.Limits.ValueBytes)}
+	if len(old) > c.terms.limits.ValueBytes {
+		return Stat{}, &Error{Op: "compare-and-swap", Path: path, Err: tooLarge("old", len(old), c.terms.limits.ValueBytes)}
 	}
 	r, err := c.write(ctx, "compare-and-swap", path, &command.Command{Kind: command.KindCompareAndSwap, Data: new, Old: old, HasOld: old != nil}, nil)
 	return Stat(r.Stat), err
@@ -278,7 +256,7 @@ func (c *Client) checkWrite(path string, data []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if limit := c.node.opts.Limits.ValueBytes; len(data) > limit {
+	if limit := c.terms.limits.ValueBytes; len(data) > limit {
 		return "", tooLarge("contents", len(data), limit)
 	}
 	return p, nil
@@ -290,35 +268,37 @@ func tooLarge(what string, size, limit int) error {
 
 // entryPath cleans a path that must not be the root.
 func (c *Client) entryPath(path string) (string, error) {
-	p, err := cleanPath(path, c.node.opts.Cell, c.node.opts.Limits)
+	p, err := cleanPath(path, c.terms.cell, c.terms.limits)
 	if err == nil && p == "/" {
 		err = badPath(path, "the root can be listed and read, not written or locked")
 	}
 	return p, err
 }
 
-// readAt cleans a path and returns a root that has everything acknowledged before the call.
-func (c *Client) readAt(ctx context.Context, path string) (string, *state.State, error) {
-	p, err := cleanPath(path, c.node.opts.Cell, c.node.opts.Limits)
+// readAt cleans a path and asks a state that has everything acknowledged before the call about it.
+func (c *Client) readAt(ctx context.Context, kind wire.QueryKind, path string) (string, wire.Answer, error) {
+	p, err := cleanPath(path, c.terms.cell, c.terms.limits)
 	if err != nil {
-		return "", nil, err
+		return "", wire.Answer{}, err
 	}
-	root, err := c.node.read(ctx)
+	a, err := c.cell.query(ctx, wire.Query{Kind: kind, Path: p})
 	if err != nil {
-		return "", nil, err
+		return "", wire.Answer{}, err
 	}
-	c.saw(root.Revision())
-	return p, root, nil
+	c.saw(a.Revision)
+	if a.Code != command.OK {
+		return "", wire.Answer{}, codeError(a.Code)
+	}
+	return p, a, nil
 }
 
-// entryAt looks up a file.
-func entryAt(root *state.State, op, path string) (Entry, error) {
-	e, ok := root.Get(path)
-	if !ok {
-		return Entry{}, &Error{Op: op, Path: path, Err: ErrNotFound}
-	}
-	if e.Stat.Dir {
-		return Entry{}, &Error{Op: op, Path: path, Err: ErrIsDir}
+// fileEntry gives a file that was asked for by its path.
+func fileEntry(e command.Entry) (Entry, error) {
+	switch {
+	case e.Stat.Instance == 0:
+		return Entry{}, ErrNotFound
+	case e.Stat.Dir:
+		return Entry{}, ErrIsDir
 	}
 	return publicEntry(e), nil
 }

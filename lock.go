@@ -8,6 +8,7 @@ import (
 
 	"github.com/chubbygo/chubby/fence"
 	"github.com/chubbygo/chubby/internal/command"
+	"github.com/chubbygo/chubby/internal/wire"
 )
 
 // Mode is how a lock is held.
@@ -200,7 +201,7 @@ func (l *Lock) release(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	if err := l.unlock(ctx); err != nil {
-		l.session.client.node.log.Debug("lock not given back yet", "path", l.path, "err", err)
+		l.session.client.terms.log.Debug("lock not given back yet", "path", l.path, "err", err)
 	}
 }
 
@@ -312,9 +313,9 @@ func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts
 			s.withdraw(path, t.seq)
 			return nil, ctx.Err()
 		case <-s.done:
-			return nil, c.node.lostCause()
-		case <-c.node.stopping:
-			return nil, c.node.stopCause()
+			return nil, c.cell.lostCause()
+		case <-c.cell.halted():
+			return nil, c.cell.stopCause()
 		}
 		if generation != 0 {
 			break
@@ -334,23 +335,21 @@ func roundUp(d time.Duration) uint64 {
 
 // review looks at what became of a waiting call: its generation, 0 if it waits on, or why it will not be granted.
 func (s *Session) review(ctx context.Context, path string, seq uint64) (generation uint64, err error) {
-	root, err := s.client.node.read(ctx)
+	a, err := s.client.cell.query(ctx, wire.Query{Kind: wire.QueryGrant, Session: uint64(s.id), Seq: seq, Path: path})
 	if err != nil {
 		s.withdraw(path, seq)
 		return 0, err
 	}
-	generation, held, waiting := root.Grant(uint64(s.id), seq, path)
-	switch {
-	case held:
-		return generation, nil
-	case waiting:
+	switch g := a.Grant; {
+	case g.Held:
+		return g.Generation, nil
+	case g.Waiting:
 		return 0, nil
-	}
-	if _, live := root.Session(uint64(s.id)); !live {
-		return 0, s.client.node.lostCause()
+	case !g.Live:
+		return 0, s.client.cell.lostCause()
 	}
 	// Only a campaign's wait ends otherwise: its value cannot be written at path any more.
-	if e, ok := root.Get(path); ok && e.Stat.Dir {
+	if a.Entry.Stat.Dir {
 		return 0, ErrIsDir
 	}
 	return 0, ErrNotDir
@@ -360,7 +359,7 @@ func (s *Session) review(ctx context.Context, path string, seq uint64) (generati
 // session is saved or gone.
 func (s *Session) hold(ctx context.Context, l *Lock) (*Lock, error) {
 	for {
-		now := s.client.node.clock.Boot()
+		now := s.client.terms.clock.Boot()
 		s.check(now)
 		s.mu.Lock()
 		state, changed := s.mu.state, s.mu.changed
@@ -380,7 +379,7 @@ func (s *Session) hold(ctx context.Context, l *Lock) (*Lock, error) {
 		}
 		s.mu.Unlock()
 		if state == SessionExpired {
-			return nil, s.client.node.lostCause()
+			return nil, s.client.cell.lostCause()
 		}
 		select {
 		case <-changed:
@@ -399,10 +398,10 @@ func (s *Session) withdraw(path string, seq uint64) {
 
 // persist brings a command that frees something into the log, in the background, while the session lives.
 func (s *Session) persist(c *command.Command) {
-	n := s.client.node
-	n.spawn(func() { // if it cannot, the node is stopping and the session with it
-		if _, err := s.do(n.ctx, c, true); err != nil {
-			n.log.Debug("lock not given back; its session's end will", "path", c.Path, "err", err)
+	client := s.client
+	client.cell.spawn(func() { // if it cannot, the node is stopping and the session with it
+		if _, err := s.do(client.cell.life(), c, true); err != nil {
+			client.terms.log.Debug("lock not given back; its session's end will", "path", c.Path, "err", err)
 		}
 	})
 }
@@ -415,8 +414,8 @@ func (l *Lock) Mode() Mode { return l.mode }
 
 // Sequencer returns the proof of this grant. It stays what it is after the lock is lost; who checks it will know.
 func (l *Lock) Sequencer() Sequencer {
-	n := l.session.client.node
-	return Sequencer{Cell: n.opts.Cell, Epoch: n.epoch(), Path: l.path, Mode: l.mode, Generation: l.generation}
+	s := l.session
+	return Sequencer{Cell: s.client.terms.cell, Epoch: s.epoch, Path: l.path, Mode: l.mode, Generation: l.generation}
 }
 
 // Context returns a context that ends before the cell may grant the lock to another: with cause ErrLockLost when the
@@ -427,7 +426,7 @@ func (l *Lock) Sequencer() Sequencer {
 // call of Context gives a live one.
 func (l *Lock) Context() context.Context {
 	s := l.session
-	s.check(s.client.node.clock.Boot())
+	s.check(s.client.terms.clock.Boot())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l.err == nil && s.mu.state == SessionActive && l.ctx.Context.Err() != nil {
@@ -443,7 +442,7 @@ func (l *Lock) saved(ctx context.Context) (bool, error) {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		s.check(s.client.node.clock.Boot())
+		s.check(s.client.terms.clock.Boot())
 		s.mu.Lock()
 		gone, state, changed := l.err != nil, s.mu.state, s.mu.changed
 		s.mu.Unlock()
@@ -473,7 +472,7 @@ type lockContext struct {
 
 func (c lockContext) Err() error {
 	if c.Context.Err() == nil {
-		c.session.check(c.session.client.node.clock.Boot())
+		c.session.check(c.session.client.terms.clock.Boot())
 	}
 	return c.Context.Err()
 }
@@ -485,7 +484,7 @@ func (l *Lock) Done() <-chan struct{} { return l.done }
 // ErrLockLost after MaxHold, ErrSessionExpired, or ErrClosed.
 func (l *Lock) Err() error {
 	s := l.session
-	s.check(s.client.node.clock.Boot())
+	s.check(s.client.terms.clock.Boot())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return l.err

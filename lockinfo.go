@@ -3,7 +3,7 @@ package chubby
 import (
 	"context"
 
-	"github.com/chubbygo/chubby/internal/state"
+	"github.com/chubbygo/chubby/internal/wire"
 )
 
 // LockHolder is one holder of a lock.
@@ -25,23 +25,19 @@ type LockInfo struct {
 
 // LockInfo tells how the lock at path stands. It is linearizable. A lock that nobody holds is no error.
 func (c *Client) LockInfo(ctx context.Context, path string) (LockInfo, error) {
-	p, root, err := c.readAt(ctx, path)
+	p, a, err := c.readAt(ctx, wire.QueryLock, path)
 	if err != nil {
 		return LockInfo{}, &Error{Op: "lock info", Path: path, Err: err}
 	}
-	return lockInfo(root, p), nil
-}
-
-func lockInfo(root *state.State, path string) LockInfo {
-	v := root.Lock(path)
-	info := LockInfo{Path: path, Mode: v.Mode, Generation: v.Generation, Waiters: v.Waiters, Delayed: v.Delayed}
+	v := a.Lock
+	info := LockInfo{Path: p, Mode: v.Mode, Generation: v.Generation, Waiters: v.Waiters, Delayed: v.Delayed}
 	for _, h := range v.Holders {
 		info.Holders = append(info.Holders, LockHolder{SessionID(h.Session), h.Name, h.Since})
 	}
 	if len(info.Holders) == 0 {
 		info.Mode, info.Generation = 0, 0
 	}
-	return info
+	return info, nil
 }
 
 // CheckSequencer returns nil if the lock is held under s at this moment, and ErrStaleSequencer if not. It is
@@ -49,8 +45,8 @@ func lockInfo(root *state.State, path string) LockInfo {
 // the newest sequencer it saw should use fence.Guard instead, and a write to the cell IfHolds. Shared holders have one
 // sequencer: it is good while any of them holds the lock.
 func (c *Client) CheckSequencer(ctx context.Context, s Sequencer) error {
-	root, err := c.node.read(ctx)
-	if err == nil && !root.Holds(s) {
+	a, err := c.cell.query(ctx, wire.Query{Kind: wire.QueryHolds, Sequencer: s})
+	if err == nil && !a.Holds {
 		err = ErrStaleSequencer
 	}
 	if err != nil {

@@ -2,7 +2,6 @@ package chubby
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"iter"
@@ -56,6 +55,7 @@ type SessionOptions struct {
 type Session struct {
 	client       *Client
 	id           SessionID
+	epoch        uint64 // of the cell that it is a session of
 	name         string
 	lease, grace time.Duration
 	window       window
@@ -84,59 +84,38 @@ func (c *Client) NewSession(ctx context.Context, o SessionOptions) (*Session, er
 }
 
 func (c *Client) openSession(ctx context.Context, o SessionOptions) (*Session, error) {
-	n := c.node
-	setDefault(&o.Lease, n.opts.SessionLease)
-	setDefault(&o.Grace, n.opts.GracePeriod)
+	setDefault(&o.Lease, c.terms.lease)
+	setDefault(&o.Grace, c.terms.grace)
 	o.Grace = max(o.Grace, 0)
 	if o.Name != "" {
 		if err := checkName(o.Name); err != nil {
 			return nil, fmt.Errorf("%w: SessionOptions.Name: %v", ErrBadOptions, err)
 		}
 	}
-	if err := checkLease("SessionOptions.Lease", o.Lease, o.Grace, n.opts.HeartbeatTimeout); err != nil {
+	if err := checkLease("SessionOptions.Lease", o.Lease, o.Grace, c.terms.heartbeat); err != nil {
 		return nil, err
 	}
-	slot, err := n.slot(ctx)
+	e, err := c.cell.establish(ctx, &command.Command{
+		Kind: command.KindOpenSession, Principal: c.principal, Name: o.Name,
+		Lease: uint64(o.Lease / time.Millisecond), Grace: uint64(o.Grace / time.Millisecond),
+	})
 	if err != nil {
 		return nil, err
 	}
-	cmd := command.Command{
-		Kind: command.KindOpenSession, Principal: c.principal, Slot: slot, Name: o.Name, Node: string(n.server),
-		Lease: uint64(o.Lease / time.Millisecond), Grace: uint64(o.Grace / time.Millisecond),
+	c.saw(e.revision)
+	s := &Session{
+		client: c, id: SessionID(e.id), epoch: e.epoch, name: o.Name, lease: o.Lease, grace: o.Grace, done: make(chan struct{}),
 	}
-	rand.Read(cmd.Nonce[:])
-	for {
-		id, err := n.ids.next(slot)
-		if err != nil {
-			return nil, err
-		}
-		cmd.Session = id
-		// The lease counts from the first sending of this id: every copy of the command asks for the same promise.
-		sent := n.clock.Boot()
-		r, err := n.propose(ctx, command.Append(nil, &cmd), false, nil)
-		if err != nil {
-			return nil, err
-		}
-		if r.Code == command.SessionRefused {
-			n.ids.raise(r.Floor) // ids up to there were used, by this clock before it went back or by a former run
-			continue
-		}
-		if r.Code != command.OK {
-			return nil, codeError(r.Code)
-		}
-		c.saw(r.Revision)
-		s := &Session{client: c, id: SessionID(id), name: o.Name, lease: o.Lease, grace: o.Grace, done: make(chan struct{})}
-		s.window.init()
-		s.mu.state = SessionActive
-		s.mu.validUntil = sent + o.Lease
-		s.mu.locks = make(map[uint64]*Lock)
-		s.mu.fresh = make(map[*Lock]struct{})
-		s.mu.changed = make(chan struct{})
-		if err := c.keep(s); err != nil {
-			return nil, err
-		}
-		return s, nil
+	s.window.init()
+	s.mu.state = SessionActive
+	s.mu.validUntil = e.sent + o.Lease
+	s.mu.locks = make(map[uint64]*Lock)
+	s.mu.fresh = make(map[*Lock]struct{})
+	s.mu.changed = make(chan struct{})
+	if err := c.keep(s); err != nil {
+		return nil, err
 	}
+	return s, nil
 }
 
 // ID returns the session's id.
@@ -144,7 +123,7 @@ func (s *Session) ID() SessionID { return s.id }
 
 // State returns how the session stands now, by its holder's own clock.
 func (s *Session) State() SessionState {
-	s.check(s.client.node.clock.Boot())
+	s.check(s.client.terms.clock.Boot())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.mu.state
@@ -192,16 +171,16 @@ func (s *Session) close(ctx context.Context, persist bool) error {
 	if !s.end(ErrClosed) {
 		return nil
 	}
-	n := s.client.node
-	raw := command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id), Principal: s.client.principal})
-	_, err := n.propose(ctx, raw, true, nil)
+	c := s.client
+	raw := command.Append(nil, &command.Command{Kind: command.KindCloseSession, Session: uint64(s.id), Principal: c.principal})
+	_, err := c.cell.propose(ctx, raw, true, nil)
 	if err != nil {
 		if ctx.Err() != nil && persist {
-			n.spawn(func() {
-				ctx, cancel := context.WithTimeout(n.ctx, 2*s.lease)
+			c.cell.spawn(func() {
+				ctx, cancel := context.WithTimeout(c.cell.life(), 2*s.lease)
 				defer cancel()
-				if _, err := n.propose(ctx, raw, true, nil); err != nil {
-					n.log.Debug("session left to its lease", "session", s.id, "err", err)
+				if _, err := c.cell.propose(ctx, raw, true, nil); err != nil {
+					c.terms.log.Debug("session left to its lease", "session", s.id, "err", err)
 				}
 			})
 		}
@@ -236,7 +215,7 @@ func (s *Session) send(ctx context.Context, t ticket, c *command.Command, urgent
 	}
 	for {
 		c.Session, c.Seq, c.AckedBelow, c.Principal = uint64(s.id), t.seq, t.window.acked(), s.client.principal
-		r, err := s.client.node.propose(ctx, command.Append(nil, c), urgent, s.done)
+		r, err := s.client.cell.propose(ctx, command.Append(nil, c), urgent, s.done)
 		if err != nil {
 			return r, fail(err)
 		}
@@ -257,7 +236,7 @@ func (s *Session) send(ctx context.Context, t ticket, c *command.Command, urgent
 			case <-ctx.Done():
 				return r, fail(ctx.Err())
 			case <-s.done:
-				return r, fail(s.client.node.lostCause())
+				return r, fail(s.client.cell.lostCause())
 			}
 		}
 		return r, nil
@@ -268,19 +247,19 @@ func (s *Session) send(ctx context.Context, t ticket, c *command.Command, urgent
 func (s *Session) begin(ctx context.Context) (ticket, error) {
 	select {
 	case <-s.done:
-		return ticket{}, s.client.node.lostCause()
+		return ticket{}, s.client.cell.lostCause()
 	default:
 	}
 	t, err := s.window.begin(ctx, s.done)
 	if errors.Is(err, ErrSessionExpired) {
-		err = s.client.node.lostCause()
+		err = s.client.cell.lostCause()
 	}
 	return t, err
 }
 
 // extend notes that the cell promised the session until then. It saves a session from jeopardy.
 func (s *Session) extend(until time.Duration) {
-	now := s.client.node.clock.Boot()
+	now := s.client.terms.clock.Boot()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.state == SessionExpired {
@@ -309,7 +288,7 @@ func (s *Session) check(now time.Duration) {
 	s.mu.Unlock()
 	for _, l := range overdue {
 		// The cell's own count may not have begun: the acknowledgement can be lost. Whoever waits need not wait for it.
-		s.client.node.log.Info("lock held for as long as it may be", "path", l.path, "max", l.maxHold)
+		s.client.terms.log.Info("lock held for as long as it may be", "path", l.path, "max", l.maxHold)
 		s.persist(l.unlockCommand())
 	}
 	if over {

@@ -148,8 +148,8 @@ func (c *Client) commandConds(conds []Cond, path string) ([]command.Cond, error)
 	out := make([]command.Cond, len(conds))
 	for i, cond := range conds {
 		out[i] = cond.c
-		if len(cond.c.Value) > c.node.opts.Limits.ValueBytes {
-			return nil, tooLarge("IfValue", len(cond.c.Value), c.node.opts.Limits.ValueBytes)
+		if len(cond.c.Value) > c.terms.limits.ValueBytes {
+			return nil, tooLarge("IfValue", len(cond.c.Value), c.terms.limits.ValueBytes)
 		}
 		switch {
 		case cond.c.Kind == 0:
@@ -162,7 +162,7 @@ func (c *Client) commandConds(conds []Cond, path string) ([]command.Cond, error)
 			out[i].Path = path
 		default:
 			var err error
-			if out[i].Path, err = cleanPath(cond.at, c.node.opts.Cell, c.node.opts.Limits); err != nil {
+			if out[i].Path, err = cleanPath(cond.at, c.terms.cell, c.terms.limits); err != nil {
 				return nil, err
 			}
 		}
@@ -182,7 +182,7 @@ func (c *Client) commandOps(ops []Op) ([]command.Op, error) {
 		out[i] = op.op
 		var err error
 		if op.op.Kind == command.OpGet {
-			out[i].Path, err = cleanPath(op.op.Path, c.node.opts.Cell, c.node.opts.Limits)
+			out[i].Path, err = cleanPath(op.op.Path, c.terms.cell, c.terms.limits)
 		} else {
 			out[i].Path, err = c.checkWrite(op.op.Path, op.op.Data)
 		}
