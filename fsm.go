@@ -32,6 +32,7 @@ type fsm struct {
 var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(n *Node, first *state.State) *fsm {
+	first = first.Indexed(n.opts.Map.index())
 	f := &fsm{node: n, machine: state.NewMachine(first), watches: newWatchHub(first.Revision(), watchHistoryBytes)}
 	f.root.Store(first)
 	return f
@@ -196,6 +197,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		f.fail(err)
 		return err
 	}
+	root = root.Indexed(f.node.opts.Map.index())
 	f.machine = state.NewMachine(root)
 	f.publish(root)
 	f.node.jumped(root)

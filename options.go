@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/chubbygo/chubby/internal/hook"
+	"github.com/chubbygo/chubby/internal/index"
 )
 
 // Options says what node Open makes. The zero value is a cell of one in memory. Open takes a copy; later changes have
@@ -52,7 +53,8 @@ type Options struct {
 	// Sync says when a write reaches the disk. This version syncs every write before it is acknowledged, whatever the
 	// policy: the others ask for less and get no less.
 	Sync SyncPolicy
-	// Map chooses the index in front of the tree. This version reads the tree itself whatever the strategy.
+	// Map chooses what point reads of this node's state (Get, FastGet, Stat, Leader) look into first. Answers are the same
+	// with all of them; nodes of one cell may differ. The default is what bench/maps says is best.
 	Map MapStrategy
 	// MaxLogBytes bounds the live log: at 85 % of it the node takes a snapshot and drops what that covers. 0 means
 	// 64 MiB; at least 64 KiB. The file does not shrink, it is used again.
@@ -120,14 +122,19 @@ const (
 	SyncNever                         // when the operating system sees fit
 )
 
-// MapStrategy names the index in front of the tree.
+// MapStrategy names the index in front of the ordered tree that holds the state. An index makes point reads faster, and
+// costs memory for each entry and time with each write, with each start and with each snapshot from another node.
 type MapStrategy int
 
 const (
 	TreeMap       MapStrategy = iota // none: the tree itself
-	ConcurrentMap                    // shards by hash
+	ConcurrentMap                    // Go maps under locks of their own, chosen by xxhash of the path
 	SyncMap                          // sync.Map
 )
+
+func (m MapStrategy) index() index.Kind {
+	return [...]index.Kind{TreeMap: index.None, ConcurrentMap: index.Shards, SyncMap: index.Sync}[m]
+}
 
 // Limits bounds what callers and the cell's state may use. Zero means the default. A negative Children, Entries,
 // Sessions, Waiters, Watchers, TotalBytes or MinFreeDisk means no limit; a negative value elsewhere is ErrBadOptions.

@@ -7,4 +7,11 @@ require (
 	github.com/tidwall/btree v1.8.2
 )
 
-require github.com/hashicorp/golang-lru/v2 v2.0.0 // indirect
+require github.com/OneOfOne/xxhash v1.2.8 // indirect
+
+require (
+	github.com/chubbygo/chubby v0.0.0
+	github.com/hashicorp/golang-lru/v2 v2.0.0 // indirect
+)
+
+replace github.com/chubbygo/chubby => ../..

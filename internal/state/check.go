@@ -28,6 +28,7 @@ func (s *State) Check() error {
 	c.checkEntries()
 	c.checkSessions()
 	c.checkLocks()
+	c.checkIndex()
 	c.want(s.mark.Index <= s.index && s.mark.Index%markEvery == 0, "mark at %d, index %d", s.mark.Index, s.index)
 	return errors.Join(c.errs...)
 }
@@ -67,6 +68,24 @@ func (c *checker) checkEntries() {
 	c.want(n == c.counts.Entries, "%d entries counted, %d found", c.counts.Entries, n)
 	c.want(size == c.counts.Bytes, "%d bytes counted, %d found", c.counts.Bytes, size)
 	c.want(ephemerals == c.ephemerals.len(), "%d ephemeral entries indexed, %d found", c.ephemerals.len(), ephemerals)
+}
+
+// checkIndex looks whether the index would mislead a reader of this state, which need not be the newest.
+func (c *checker) checkIndex() {
+	if c.hint == nil {
+		return
+	}
+	c.entries.all(func(_ string, e *entry) bool {
+		if c.find(e.path) != e {
+			c.want(false, "%s: the index holds another record", e.path)
+		}
+		return true
+	})
+	for path := range c.hint.All() {
+		if c.find(path) != c.entry(path) {
+			c.want(false, "%s: the index holds an entry that is not there", path)
+		}
+	}
 }
 
 // unsound says what is wrong with an entry's own record, or "".

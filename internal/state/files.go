@@ -36,6 +36,7 @@ func (m *Machine) put(old, e *entry) {
 	}
 	m.w.counts.Bytes += e.bytes()
 	m.w.entries.set(treeKey(e.path), e)
+	m.touch(e.path)
 	m.note(noteEntry, e.path, e.instance, e.generation, e.lockGen, e.aclGen, e.revision, e.checksum, uint64(e.children))
 }
 
@@ -96,6 +97,7 @@ func (m *Machine) write(e *entry, path string, data []byte) *entry {
 // remove takes an entry without children out of the tree, and with its last child a directory that waits for that.
 func (m *Machine) remove(e *entry) {
 	m.w.entries.delete(treeKey(e.path))
+	m.touch(e.path)
 	m.w.counts.Entries--
 	m.w.counts.Bytes -= e.bytes()
 	if e.session != 0 {

@@ -16,6 +16,8 @@ type Machine struct {
 	// batch marks what was made since the last Publish and may be changed in place.
 	batch  *batch
 	events []Event
+	// touched are the paths whose records have changed since the last Publish, if there is an index.
+	touched []string
 
 	// Of the command in execution.
 	now     uint64 // its revision, if it changes something
@@ -24,7 +26,7 @@ type Machine struct {
 	cmd     command.Command
 }
 
-// NewMachine returns a writer that goes on from s, which stays as it is.
+// NewMachine returns a writer that goes on from s, which stays as it is, but for its index.
 func NewMachine(s *State) *Machine {
 	m := &Machine{last: s, w: *s, batch: new(batch)}
 	m.w.entries = s.entries.fork()
@@ -59,6 +61,7 @@ func (m *Machine) Publish() (*State, []Event) {
 	s.slots = m.w.slots.publish(m.last.slots)
 	s.nodes = m.w.nodes.publish(m.last.nodes)
 	s.floors = m.w.floors.publish(m.last.floors)
+	m.reindex() // before anybody has s
 	m.last = &s
 	m.batch = new(batch)
 	events := m.events

@@ -15,6 +15,7 @@ import (
 
 	"github.com/chubbygo/chubby/fence"
 	"github.com/chubbygo/chubby/internal/command"
+	"github.com/chubbygo/chubby/internal/index"
 )
 
 // State is the state of a cell after some command. It never changes; all methods are safe for concurrent use.
@@ -42,6 +43,8 @@ type State struct {
 	slots      omap[*slot]    // number
 	nodes      omap[uint32]   // raft server id -> slot
 	floors     omap[uint64]   // slot -> greatest session id opened
+
+	hint index.Map[*entry] // path: a hint for Get, shared with the states after this one; nil = none
 }
 
 // Mark is the state hash at one raft index.
@@ -108,7 +111,7 @@ func (s *State) Counts() Counts { return s.counts }
 // Get returns the entry at path, a canonical one, and whether there is one. Data aliases the state and must not be
 // changed.
 func (s *State) Get(path string) (command.Entry, bool) {
-	e := s.entry(path)
+	e := s.find(path)
 	if e == nil {
 		return command.Entry{}, false
 	}
