@@ -239,7 +239,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.HeartbeatTimeout = n.opts.HeartbeatTimeout
 	c.ElectionTimeout = n.opts.ElectionTimeout
 	c.LeaderLeaseTimeout = leaderLease(n.opts.HeartbeatTimeout)
-	c.CommitTimeout = min(10*time.Millisecond, n.opts.HeartbeatTimeout/4)
+	c.CommitTimeout = n.opts.HeartbeatTimeout / 4 // only for a kick that was lost with its stream
 	c.MaxAppendEntries = 64
 	c.ShutdownOnRemove = false
 	c.SnapshotThreshold = math.MaxUint64 // the compactor counts bytes instead
