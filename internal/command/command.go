@@ -12,7 +12,7 @@ type Kind uint8
 const (
 	KindBarrier        Kind = iota + 1 // first command of a leader's term; changes nothing, takes no revision
 	KindAssignSlot                     // Node: gives the node (raft server id) its slot, the same one at each call
-	KindOpenSession                    // Session, Principal, Nonce, Slot, Name, Node, Lease, Grace
+	KindOpenSession                    // Session, Principal, Nonce, Slot, Name, Node, Lease, Grace, Caching
 	KindCloseSession                   // Session, Principal
 	KindExpireSessions                 // Term, Sessions: void if the entry's term is another
 	KindClearDelay                     // Term, Path, Generation: void if the entry's term or the lock's generation is another
@@ -65,12 +65,13 @@ type Command struct {
 	Term       uint64
 	Sessions   []uint64
 
-	Nonce [16]byte
-	Slot  uint32
-	Node  string // raft server id of the node that speaks for the session
-	Name  string // the session's name for people
-	Lease uint64 // milliseconds
-	Grace uint64 // milliseconds
+	Nonce   [16]byte
+	Slot    uint32
+	Node    string // raft server id of the node that speaks for the session
+	Name    string // the session's name for people
+	Lease   uint64 // milliseconds
+	Grace   uint64 // milliseconds
+	Caching bool   // the session's client keeps a consistent cache
 
 	Conds []Cond // KindSet, KindDelete: about Path; all must hold
 	If    []Cond // KindTxn

@@ -39,7 +39,7 @@ var allOps = []Op{
 var commands = []Command{
 	{Kind: KindBarrier},
 	{Kind: KindAssignSlot, Node: "n1.abc"},
-	{Kind: KindOpenSession, Session: 70000, Principal: "n1", Nonce: [16]byte{1, 15: 2}, Slot: 3, Name: "alice", Node: "n1.abc", Lease: 12000, Grace: 45000},
+	{Kind: KindOpenSession, Session: 70000, Principal: "n1", Nonce: [16]byte{1, 15: 2}, Slot: 3, Name: "alice", Node: "n1.abc", Lease: 12000, Grace: 45000, Caching: true},
 	{Kind: KindCloseSession, Session: 70000, Principal: "n1"},
 	{Kind: KindExpireSessions, Term: 5, Sessions: []uint64{1, 70000}},
 	{Kind: KindClearDelay, Term: 5, Path: "/l", Generation: 300},
@@ -215,7 +215,7 @@ func TestDecodeErrors(t *testing.T) {
 		"unknown condition":  {edit(len(set)-1, 1, 77, 0), ErrKind, "77"},
 		"unknown operation":  {append(Append(nil, &Command{Kind: KindTxn})[:6], 0, 1, 66, 0, 0), ErrKind, "66"},
 		"unknown flag":       {append(Append(nil, &Command{Kind: KindCreate, Path: "/a"})[:10], 4), ErrEncoding, "flags"},
-		"slot over 32 bits":  {append(append([]byte{1, byte(KindOpenSession), 1, 0}, make([]byte, 16)...), 255, 255, 255, 255, 16, 0, 0, 0, 0), ErrEncoding, "32 bits"},
+		"slot over 32 bits":  {append(append([]byte{1, byte(KindOpenSession), 1, 0}, make([]byte, 16)...), 255, 255, 255, 255, 16, 0, 0, 0, 0, 0), ErrEncoding, "32 bits"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c Command

@@ -49,6 +49,7 @@ func Decode(b []byte, c *Command) error {
 		c.Node = r.string()
 		c.Lease = r.uvarint()
 		c.Grace = r.uvarint()
+		c.Caching = r.flags(flagCaching) != 0
 		return r.end()
 	case KindCloseSession:
 		c.Session = r.uvarint()

@@ -19,6 +19,7 @@ const (
 	flagEphem   = 2       // entry dies with its session
 	flagTry     = 1       // KindLock
 	flagHasData = 2       // KindLock
+	flagCaching = 1       // KindOpenSession
 	nonceBytes  = 16
 )
 
@@ -39,7 +40,8 @@ func Append(dst []byte, c *Command) []byte {
 		dst = appendString(dst, c.Name)
 		dst = appendString(dst, c.Node)
 		dst = binary.AppendUvarint(dst, c.Lease)
-		return binary.AppendUvarint(dst, c.Grace)
+		dst = binary.AppendUvarint(dst, c.Grace)
+		return append(dst, flags(c.Caching, flagCaching))
 	case KindCloseSession:
 		dst = binary.AppendUvarint(dst, c.Session)
 		return appendString(dst, c.Principal)

@@ -78,7 +78,7 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 	if len(live) < 3 && g.n(2) == 0 {
 		g.ids += uint64(g.n(3))
 		g.nonce++
-		return &command.Command{Kind: command.KindOpenSession, Session: g.ids, Slot: uint32(g.n(2)), Nonce: [16]byte{g.nonce}, Lease: 1000}
+		return &command.Command{Kind: command.KindOpenSession, Session: g.ids, Slot: uint32(g.n(2)), Nonce: [16]byte{g.nonce}, Lease: 1000, Caching: g.n(2) == 0}
 	}
 	c := &command.Command{Session: session(), Path: g.path()}
 	g.seqs[c.Session]++

@@ -91,6 +91,9 @@ type session struct {
 	lease     uint64 // milliseconds
 	grace     uint64 // milliseconds
 	opened    uint64 // revision
+	// caching says that its client keeps a consistent cache: a new leader must not change anything before it knows that
+	// nothing of it is left.
+	caching bool
 
 	acked   uint64   // commands below this sequence have been answered and acknowledged
 	answers []answer // to commands from acked on, by sequence: the window
@@ -119,7 +122,7 @@ const (
 )
 
 func (s *session) view() SessionView {
-	return SessionView{ID: s.id, Node: s.node, Name: s.name, Lease: s.lease, Grace: s.grace, Slot: s.slot}
+	return SessionView{ID: s.id, Node: s.node, Name: s.name, Lease: s.lease, Grace: s.grace, Slot: s.slot, Caching: s.caching}
 }
 
 func (s *session) clone(b *batch) *session {

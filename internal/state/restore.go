@@ -261,6 +261,7 @@ func (s *builder) readSession(f *fields) error {
 	n := f.number()
 	v.slot, v.node, v.name, v.principal = uint32(n), f.text(), f.text(), f.text()
 	f.numbers(&v.lease, &v.grace, &v.opened, &v.acked)
+	v.caching = f.byte(1) != 0
 	if !f.done() || n >= slotsMax {
 		f.bad = true
 		return nil

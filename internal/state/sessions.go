@@ -74,7 +74,7 @@ func (m *Machine) openSession(c *command.Command) command.Result {
 	}
 	m.w.floors.set(slotKey(c.Slot), c.Session)
 	m.w.sessions.set(key64(c.Session), &session{
-		id: c.Session, nonce: c.Nonce, slot: c.Slot, node: c.Node, name: c.Name, principal: c.Principal, lease: c.Lease, grace: c.Grace, opened: m.now, batch: m.batch,
+		id: c.Session, nonce: c.Nonce, slot: c.Slot, node: c.Node, name: c.Name, principal: c.Principal, lease: c.Lease, grace: c.Grace, caching: c.Caching, opened: m.now, batch: m.batch,
 	})
 	m.w.counts.Sessions++
 	m.note(noteSession, c.Name, c.Session)

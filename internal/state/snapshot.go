@@ -74,6 +74,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 		p.text(v.name)
 		p.text(v.principal)
 		p.numbers(v.lease, v.grace, v.opened, v.acked)
+		p.flags(v.caching, false)
 		return p.record()
 	})
 	p.end()

@@ -243,6 +243,7 @@ type SessionView struct {
 	Name         string
 	Lease, Grace uint64 // milliseconds
 	Slot         uint32
+	Caching      bool // its client keeps a consistent cache
 }
 
 // Session returns the session, if it lives.

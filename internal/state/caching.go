@@ -1,0 +1,29 @@
+package state
+
+import "slices"
+
+// What the cell leader asks for the client cache; see internal/cache.
+
+// Caches reports whether the session lives, was opened as one whose client caches, and was opened with this nonce, which
+// nobody but the client and the members know.
+func (s *State) Caches(session uint64, nonce [16]byte) bool {
+	v, ok := s.sessions.get(key64(session))
+	return ok && v.caching && v.nonce == nonce
+}
+
+// Belongings gives the paths of all that the end of the session may change, sorted: its ephemeral entries, and the locks
+// that it holds or waits for.
+func (s *State) Belongings(session uint64) []string {
+	key := key64(session)
+	var paths []string
+	s.ephemerals.prefix(key, func(_ string, path string) bool {
+		paths = append(paths, path)
+		return true
+	})
+	s.owners.prefix(key, func(_ string, o *owner) bool {
+		paths = append(paths, o.path)
+		return true
+	})
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
