@@ -11,7 +11,9 @@ const (
 	KindKeepAlive = FirstControlKind + 1 // sessions and acknowledged grants; how each stands
 	KindForward   = FirstRPCKind         // commands; their outcomes
 	KindReadIndex = FirstRPCKind + 1     // nothing; an index
+	KindMember    = FirstRPCKind + 8     // a MemberCall of a member; a MemberAnswer
 	KindFound     = FirstFoundKind       // nothing; who the node is and which cell it knows
+	KindAsk       = FirstFoundKind + 1   // a MemberCall of a node about itself; a MemberAnswer
 )
 
 // CommandsMax is how many commands one forwarded frame may carry.
