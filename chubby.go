@@ -43,6 +43,7 @@ type Node struct {
 	reload    sync.Mutex             // raft's reloadable configuration
 	leases    atomic.Pointer[leases] // while this node leads the cell
 	freshness freshness
+	registrar registrar
 	ids       sessionIDs
 	slotKnown atomic.Uint64 // slot + 1; 0 = not asked yet
 	founder   founder
@@ -72,7 +73,8 @@ type Node struct {
 // Open starts a node. It does not wait for peers: WaitReady does.
 //
 // It returns ErrBadOptions with all that is wrong, ErrInsecureListen, ErrInUse, ErrWrongCell or ErrCorrupt for a
-// directory that is not this node's or not what it wrote, and the errors of listening. Whoever gets a node must Close it.
+// directory that is not this node's or not what it wrote, ErrRemoved for that of a node that was removed from its cell,
+// and the errors of listening. Whoever gets a node must Close it.
 func Open(opts Options) (*Node, error) {
 	o := opts.withDefaults()
 	if err := o.validate(); err != nil {
@@ -118,8 +120,14 @@ func open(o Options) (_ *Node, err error) {
 			err = errors.Join(err, n.store.close())
 		}
 	}()
+	id := n.store.identity()
+	if id.Removed {
+		return nil, errWasRemoved
+	}
 	n.detector = newDetector(n)
-	n.server = raft.ServerID(o.ID + "." + n.store.identity().Incarnation)
+	n.registrar.init()
+	// A wiped disk is another server: it may have forgotten a vote, or entries that others count on.
+	n.server = raft.ServerID(o.ID + "." + id.Incarnation)
 	network := o.Network
 	if network == nil {
 		network = tcpNetwork{}
@@ -150,12 +158,20 @@ func open(o Options) (_ *Node, err error) {
 	n.transport.handle(wire.KindReadIndex, n.answerReadIndex)
 	n.transport.handle(wire.KindForward, n.answerForward)
 	n.transport.handle(wire.KindKeepAlive, n.answerKeepAlive)
+	n.transport.handle(wire.KindMember, n.answerMember)
+	n.transport.handle(wire.KindAsk, n.answerAsk)
 
-	if f, ok := n.store.founding(); ok {
-		err = n.start(f)
-	} else if len(o.Peers) <= 1 {
+	switch f, founded := n.store.founding(); {
+	case founded:
+		err = n.start(cellID(o.Cell, f), f.Epoch)
+	case id.Joined:
+		n.registrar.trust(n.store.takers())
+		err = n.start(id.CellID, id.Epoch)
+	case len(o.Join) > 0:
+		n.wg.Go(n.join)
+	case len(o.Peers) <= 1:
 		err = n.foundAlone()
-	} else {
+	default:
 		n.wg.Go(n.found)
 	}
 	if err != nil {
@@ -171,10 +187,10 @@ func open(o Options) (_ *Node, err error) {
 // featureLevel is what this version speaks.
 const featureLevel = 1
 
-// start runs raft on a founded store. It is called once.
-func (n *Node) start(f founding) error {
-	n.transport.setCell(cellID(n.opts.Cell, f))
-	first := state.New(n.opts.Cell, f.Epoch)
+// start runs raft on a store that belongs to a cell. It is called once.
+func (n *Node) start(cell [16]byte, epoch uint64) error {
+	n.transport.setCell(cell)
+	first := state.New(n.opts.Cell, epoch)
 	n.fsm = newFSM(n, first)
 	inspect := func() (index, hash uint64) {
 		root := n.fsm.root.Load()
@@ -224,6 +240,7 @@ func (n *Node) start(f founding) error {
 	n.wg.Go(n.compactor.run)
 	n.wg.Go(n.detector.run)
 	n.wg.Go(n.keeper)
+	n.wg.Go(n.register)
 	n.wg.Go(func() { n.fsm.watches.run(n.ctx) })
 	for range proposers {
 		n.proposes.Go(n.proposer.run)
@@ -410,16 +427,7 @@ func (n *Node) handOver() {
 	if !waitFor(&n.proposes, 2*n.opts.ElectionTimeout) {
 		return
 	}
-	var best raft.Server
-	var bestIndex uint64
-	for _, s := range n.configuration().Servers {
-		if s.ID == n.server || s.Suffrage != raft.Voter {
-			continue
-		}
-		if index, contact, ok := n.transport.matched(s.ID); ok && contact < n.opts.ElectionTimeout && index > bestIndex {
-			best, bestIndex = s, index
-		}
-	}
+	best, bestIndex := n.successor()
 	if best.ID == "" || bestIndex < r.LastIndex() {
 		return
 	}
@@ -435,6 +443,31 @@ func (n *Node) handOver() {
 		}
 	case <-t.C:
 	}
+}
+
+// successor is the voter that could lead best, and what it has in its log; without an ID if none answers.
+func (n *Node) successor() (best raft.Server, index uint64) {
+	for _, s := range n.configuration().Servers {
+		if s.ID == n.server || s.Suffrage != raft.Voter {
+			continue
+		}
+		if i, contact, ok := n.transport.matched(s.ID); ok && contact < n.opts.ElectionTimeout && (best.ID == "" || i > index) {
+			best, index = s, i
+		}
+	}
+	return best, index
+}
+
+// offer runs f, which waits for what raft makes of an offer, among the proposer's goroutines: stop waits for those before
+// it shuts raft down, because raft forgets to answer then. It reports false, and does not run f, when that has begun.
+func (n *Node) offer(f func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.mu.started || n.mu.closing {
+		return false
+	}
+	n.proposes.Go(f)
+	return true
 }
 
 // spawn runs f in a goroutine that stop waits for. It reports false, and does not run f, when the node has stopped.

@@ -65,16 +65,18 @@ func (n *Node) foundAlone() error {
 	if err := n.store.found(f); err != nil {
 		return err
 	}
-	return n.start(f)
+	return n.start(cellID(n.opts.Cell, f), f.Epoch)
 }
 
-// foundAnswer is what a node tells about itself to one that asks during founding.
+// foundAnswer is what a node tells about itself to one that asks: another one during founding, or the leader of a cell
+// before it takes the node in.
 type foundAnswer struct {
 	Cell    string
 	ID      string
 	Server  raft.ServerID
 	Peers   []string // IDs, sorted
 	Founded *founding
+	Joins   bool // it is fresh and waits to be taken in
 }
 
 const foundAnswerMax = 64 << 10
@@ -85,6 +87,7 @@ func (n *Node) answerFound(_ context.Context, _ peerInfo, _ []byte) ([]byte, err
 	if f, ok := n.store.founding(); ok {
 		a.Founded = &f
 	}
+	a.Joins = len(n.opts.Join) > 0 && n.store.identity().Epoch == 0
 	return json.Marshal(a)
 }
 
@@ -126,7 +129,7 @@ func (n *Node) found() {
 		if err == nil {
 			n.founder.setObstacle(nil)
 			if err = n.store.found(f); err == nil {
-				err = n.start(f)
+				err = n.start(cellID(n.opts.Cell, f), f.Epoch)
 			}
 			if err != nil {
 				n.fail(err)
@@ -182,7 +185,7 @@ func (n *Node) findFounding() (founding, error) {
 			errs = append(errs, fmt.Errorf("peer %s at %s: %w", r.id, n.opts.Peers[r.id], r.err))
 		case r.answer.Founded != nil:
 			if !slices.ContainsFunc(r.answer.Founded.Servers, func(s raft.Server) bool { return s.ID == n.server }) {
-				return founding{}, fmt.Errorf("%w: the cell was founded without this disk of node %s, which is new or was wiped and may have forgotten a vote; have a member call RemoveMember(%q), then AddVoter, and open this node with Join", ErrWrongCell, n.opts.ID, n.opts.ID)
+				return founding{}, errOtherDisk(n.opts.ID)
 			}
 			list = r.answer.Founded
 		default:
@@ -232,14 +235,19 @@ func (n *Node) askFound(id string) (foundAnswer, error) {
 }
 
 // addresses are where a member may be reached: where Options say, and where the cell recorded it. Addresses may change
-// all at once; identity is the ServerID, which the handshake checks.
+// all at once; identity is the ServerID, which the handshake checks. So the addresses of Join may be tried for anybody.
 func (n *Node) addresses(id raft.ServerID, recorded raft.ServerAddress) []string {
 	var list []string
-	if addr, ok := n.opts.Peers[nodeID(id)]; ok {
-		list = append(list, addr)
+	add := func(addr string) {
+		if checkAddr(addr) == nil && !slices.Contains(list, addr) {
+			list = append(list, addr)
+		}
 	}
-	if r := string(recorded); r != "" && !slices.Contains(list, r) {
-		list = append(list, r)
+	add(n.opts.Peers[nodeID(id)])
+	add(string(recorded))
+	add(string(n.registrar.trusted(id).Address))
+	for _, addr := range n.opts.Join {
+		add(addr)
 	}
 	return list
 }
@@ -253,6 +261,9 @@ func (o Options) checkExposure(secured bool) error {
 	addrs := map[string]string{"Listen": o.Listen, "Advertise": o.Advertise}
 	for id, addr := range o.Peers {
 		addrs[fmt.Sprintf("Peers[%q]", id)] = addr
+	}
+	for i, addr := range o.Join {
+		addrs[fmt.Sprintf("Join[%d]", i)] = addr
 	}
 	return checkExposure(addrs, secured, o.Insecure)
 }

@@ -199,6 +199,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	}
 	root = root.Indexed(f.node.opts.Map.index())
 	f.machine = state.NewMachine(root)
+	if list, err := f.node.store.snapshots().List(); err == nil && len(list) > 0 {
+		f.node.configured(list[0].Configuration) // no entry will tell of it
+	}
 	f.publish(root)
 	f.node.jumped(root)
 	f.watches.jumped(root.Revision())

@@ -35,6 +35,8 @@ type identity struct {
 	Epoch       uint64   // of the cell it belongs to; 0 = none yet
 	CellID      [16]byte // as given to joined; zero for a founder, who computes it from its founding
 	Joined      bool     // it was taken in, it did not found
+	Removed     bool     // it was removed from its cell, for good
+	Wish        bool     // it was taken in, wants a vote and has not got one yet
 	Created     bool     // the state was made by this openStore
 }
 
@@ -54,6 +56,9 @@ type identityRecord struct {
 	Epoch       uint64           `json:",omitempty"`
 	CellID      string           `json:",omitempty"` // hexadecimal
 	Founders    []identityServer `json:",omitempty"` // ascending by ID
+	Members     []identityServer `json:",omitempty"` // of the cell when it took this node in
+	Wish        bool             `json:",omitempty"`
+	Removed     bool             `json:",omitempty"`
 }
 
 type identityServer struct{ ID, Addr string }
@@ -144,7 +149,7 @@ func (s *store) identity() identity {
 	s.meta.Lock()
 	defer s.meta.Unlock()
 	m := &s.meta
-	id := identity{ID: m.ID, Cell: m.Cell, Incarnation: m.Incarnation, Epoch: m.Epoch, Created: m.created, Joined: m.CellID != ""}
+	id := identity{ID: m.ID, Cell: m.Cell, Incarnation: m.Incarnation, Epoch: m.Epoch, Created: m.created, Joined: m.CellID != "", Wish: m.Wish, Removed: m.Removed}
 	_, _ = hex.Decode(id.CellID[:], []byte(m.CellID)) // our own form under a checksum
 	return id
 }
@@ -197,24 +202,61 @@ func (s *store) found(f founding) error {
 	return s.resumeFounding()
 }
 
+// joining is what a node learns when a cell takes it in.
+type joining struct {
+	Epoch   uint64
+	CellID  [16]byte
+	Members []raft.Server // then: who may speak raft to this node, and where they are, until the log tells
+	Wish    bool          // this node wants a vote
+}
+
 // joined notes the cell that took this node in. Raft gets its log from the others.
-func (s *store) joined(epoch uint64, cellID [16]byte) error {
+func (s *store) joined(j joining) error {
 	if err := s.err(); err != nil {
 		return err
 	}
 	r := s.identityRecord()
-	id := hex.EncodeToString(cellID[:])
-	if epoch == 0 {
+	id := hex.EncodeToString(j.CellID[:])
+	if j.Epoch == 0 {
 		return fmt.Errorf("%w: a cell has an epoch", ErrBadOptions)
 	}
 	if r.Epoch != 0 {
-		if r.Epoch != epoch || r.CellID != id {
+		if r.Epoch != j.Epoch || r.CellID != id {
 			return fmt.Errorf("%w: this node already belongs to a cell of epoch %d", ErrWrongCell, r.Epoch)
 		}
 		return nil
 	}
-	r.Epoch, r.CellID = epoch, id
+	r.Epoch, r.CellID, r.Wish = j.Epoch, id, j.Wish
+	for _, m := range j.Members {
+		r.Members = append(r.Members, identityServer{string(m.ID), string(m.Address)})
+	}
 	return s.setIdentity(r)
+}
+
+// granted notes that this node has the vote that it wanted, so that it asks no more, even if it should lose it again.
+func (s *store) granted() error {
+	r := s.identityRecord()
+	if !r.Wish {
+		return nil
+	}
+	r.Wish = false
+	return s.setIdentity(r)
+}
+
+// removed notes that this node was removed from its cell. No later node may take its place under its raft id.
+func (s *store) removed() error {
+	r := s.identityRecord()
+	r.Removed, r.Wish = true, false
+	return s.setIdentity(r)
+}
+
+// takers gives the members that the cell had when it took this node in.
+func (s *store) takers() []raft.Server {
+	var list []raft.Server
+	for _, p := range s.identityRecord().Members {
+		list = append(list, raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Addr)})
+	}
+	return list
 }
 
 func (s *store) identityRecord() identityRecord {

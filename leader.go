@@ -21,6 +21,7 @@ type leadership struct {
 	wg        sync.WaitGroup
 	confirmer *confirmer
 	leases    *leases
+	changer   *changer
 }
 
 // track follows who leads the cell. It is the only goroutine that changes the proposer's route.
@@ -116,6 +117,7 @@ func (n *Node) newLeadership(term uint64) *leadership {
 	l.ctx, l.cancel = context.WithCancel(n.ctx)
 	l.confirmer = newConfirmer(l)
 	l.leases = newLeases(l)
+	l.changer = &changer{lead: l}
 	return l
 }
 

@@ -35,10 +35,12 @@ type Options struct {
 	// be up once for the cell to be founded. Once a directory has state, Peers only adds addresses to try for members
 	// known by ID, so it is always safe to pass again.
 	Peers map[string]string
-	// Join names running nodes that are asked to take this one in. This version founds cells from Peers only and
-	// refuses Join, Nonvoter and AutoReplace with ErrBadOptions.
+	// Join are addresses of running nodes of a cell, instead of Peers: any of them is asked, again and again, to have this
+	// node taken in. It gets a vote once it has caught up. Once a directory has state, Join only adds addresses to try, so
+	// it is always safe to pass again; a directory that is lost or wiped needs RemoveMember before its ID can join again.
 	Join []string
-	// Nonvoter joins without a vote.
+	// Nonvoter joins without a vote: full local state, full API. AddVoter gives it a vote later. It needs Join, and means
+	// nothing once the directory has state.
 	Nonvoter bool
 
 	// TLS turns on mutual TLS 1.3 under the cell's own CA: Certificates and RootCAs (or ClientCAs) must be set, and each
@@ -78,7 +80,7 @@ type Options struct {
 	Limits Limits
 	// Logger receives what an operator should know. Nil discards it.
 	Logger *slog.Logger
-	// AutoReplace lets the cell replace dead members by itself; see Join.
+	// AutoReplace lets the cell replace dead members by itself. This version refuses it with ErrBadOptions.
 	AutoReplace time.Duration
 	// Network replaces TCP. Nil is TCP.
 	Network Network
@@ -193,6 +195,7 @@ func (o Options) withDefaults() Options {
 		peers[id] = addr
 	}
 	o.Peers = peers
+	o.Join = slices.Clone(o.Join)
 	o.Limits = o.Limits.withDefaults()
 	return o
 }
@@ -270,8 +273,8 @@ func (o Options) validate() error {
 	if o.StartInterval < time.Millisecond || o.StartInterval > time.Minute {
 		bad("StartInterval %v: use 1ms to 1m, or 0 for 200ms", o.StartInterval)
 	}
-	if o.Nonvoter || len(o.Join) > 0 || o.AutoReplace != 0 {
-		bad("Join, Nonvoter, AutoReplace: this version founds cells from Peers only; leave them empty")
+	if o.AutoReplace != 0 {
+		bad("AutoReplace %v: this version does not replace members by itself; leave it 0", o.AutoReplace)
 	}
 	o.Limits.validate(bad)
 	return errors.Join(errs...)
@@ -291,6 +294,22 @@ func (o Options) validateMembers(bad func(string, ...any)) {
 		if o.Listen == "" {
 			bad("Advertise %q: there is no Listen to advertise", o.Advertise)
 		}
+	}
+	for i, addr := range o.Join {
+		if err := checkAddr(addr); err != nil {
+			bad("Join[%d] %q: %v", i, addr, err)
+		} else if _, port, _ := net.SplitHostPort(addr); port == "0" {
+			bad("Join[%d] %q: port 0 tells nobody where to connect; name the port", i, addr)
+		}
+	}
+	if len(o.Join) > 0 && o.Listen == "" {
+		bad("Listen: empty, but Join is set; give the address at which the cell reaches this node")
+	}
+	if len(o.Join) > 0 && o.Advertise == "" && everywhere(o.Listen) {
+		bad("Listen %q: it names no host that the cell could dial, and Join is set; set Advertise", o.Listen)
+	}
+	if o.Nonvoter && len(o.Join) == 0 {
+		bad("Nonvoter: only a node that joins can do without a vote; set Join")
 	}
 	if len(o.Peers) == 0 {
 		return
@@ -373,6 +392,16 @@ func checkAddr(addr string) error {
 		return errors.New("not of the form host:port")
 	}
 	return nil
+}
+
+// everywhere reports whether addr is that of a listener on all interfaces, which nobody can dial from elsewhere.
+func everywhere(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
 func sortedKeys[V any](m map[string]V) []string {

@@ -54,7 +54,14 @@ func TestBadOptions(t *testing.T) {
 		{"path limit", chubby.Options{Limits: chubby.Limits{PathBytes: 1}}, chubby.ErrBadOptions, "PathBytes"},
 		{"depth limit", chubby.Options{Limits: chubby.Limits{Depth: 1000}}, chubby.ErrBadOptions, "Depth"},
 		{"pending", chubby.Options{Limits: chubby.Limits{PendingCommands: -1}}, chubby.ErrBadOptions, "PendingCommands"},
-		{"Join", chubby.Options{ID: "a", Join: []string{"127.0.0.1:1"}}, chubby.ErrBadOptions, "Join"},
+		{"Join without Listen", chubby.Options{ID: "a", Join: []string{"127.0.0.1:1"}}, chubby.ErrBadOptions, "Listen"},
+		{"Join without ID", chubby.Options{Listen: "127.0.0.1:0", Join: []string{"127.0.0.1:1"}}, chubby.ErrBadOptions, "ID"},
+		{"Join at no address", chubby.Options{ID: "a", Listen: "127.0.0.1:0", Join: []string{"b"}}, chubby.ErrBadOptions, "Join[0]"},
+		{"Join at port 0", chubby.Options{ID: "a", Listen: "127.0.0.1:0", Join: []string{"b:0"}}, chubby.ErrBadOptions, "port 0"},
+		{"Join from everywhere", chubby.Options{ID: "a", Listen: ":0", Join: []string{"127.0.0.1:1"}}, chubby.ErrBadOptions, "Advertise"},
+		{"Join in the open", chubby.Options{ID: "a", Listen: "127.0.0.1:0", Join: []string{"10.0.0.1:1"}}, chubby.ErrInsecureListen, "Join[0]"},
+		{"Nonvoter without Join", chubby.Options{ID: "a", Nonvoter: true}, chubby.ErrBadOptions, "Nonvoter"},
+		{"AutoReplace", chubby.Options{AutoReplace: time.Hour}, chubby.ErrBadOptions, "AutoReplace"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "data")

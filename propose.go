@@ -112,6 +112,7 @@ type proposer struct {
 		expected       int    // commands worth waiting for in the queue; 0 = none
 		gathering      uint64 // counts the waits, so that a late timer does not end another's
 		held           bool   // the log is over its limit: proposals wait for the snapshot
+		paused         bool   // leadership is being handed over: proposals wait for the outcome
 		closed         bool
 	}
 	work *sync.Cond // on mu: queue, route, held or closed changed
@@ -344,6 +345,21 @@ func (p *proposer) hold(on bool) {
 	p.work.Broadcast()
 }
 
+// pause makes proposals wait while leadership is handed over, or lets them go on.
+func (p *proposer) pause(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.paused = on
+	p.work.Broadcast()
+}
+
+// resting reports whether no entry of this node is on its way.
+func (p *proposer) resting() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mu.applying == 0
+}
+
 // run is one of the goroutines that bring batches into the log.
 func (p *proposer) run() {
 	for {
@@ -403,7 +419,7 @@ func (p *proposer) ready(r route) bool {
 		return false
 	case r.lead == nil:
 		return r.server != ""
-	case p.mu.held:
+	case p.mu.held || p.mu.paused:
 		return false
 	case p.mu.applying == 0:
 		return n >= p.mu.expected

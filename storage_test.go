@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -203,7 +204,7 @@ func TestStoreFound(t *testing.T) {
 		if err := s.found(f); !errors.Is(err, ErrWrongCell) {
 			t.Errorf("another list: %v, want ErrWrongCell", err)
 		}
-		if err := s.joined(7, [16]byte{1}); !errors.Is(err, ErrWrongCell) {
+		if err := s.joined(joining{Epoch: 7, CellID: [16]byte{1}}); !errors.Is(err, ErrWrongCell) {
 			t.Errorf("joined: %v, want ErrWrongCell", err)
 		}
 		check()
@@ -230,18 +231,46 @@ func TestStoreFoundRefuses(t *testing.T) {
 func TestStoreJoined(t *testing.T) {
 	both(t, func(t *testing.T, p *place) {
 		s := p.open(t)
-		if err := s.joined(9, [16]byte{1, 2}); err != nil {
+		if err := s.joined(joining{Epoch: 9, CellID: [16]byte{1, 2}}); err != nil {
 			t.Fatal(err)
 		}
 		s = p.reopen(t, s)
 		if id := s.identity(); !id.Joined || id.Epoch != 9 || id.CellID != [16]byte{1, 2} {
 			t.Errorf("identity is %+v", id)
 		}
-		if err := s.joined(9, [16]byte{1, 2}); err != nil {
+		if err := s.joined(joining{Epoch: 9, CellID: [16]byte{1, 2}}); err != nil {
 			t.Errorf("again: %v", err)
 		}
 		if err := s.found(testFounding()); !errors.Is(err, ErrWrongCell) {
 			t.Errorf("found: %v, want ErrWrongCell", err)
+		}
+	})
+}
+
+func TestStoreMembership(t *testing.T) {
+	both(t, func(t *testing.T, p *place) {
+		s := p.open(t)
+		takers := []raft.Server{{ID: "a.x", Address: "h:1"}, {ID: "b.y", Address: "h:2"}}
+		if err := s.joined(joining{Epoch: 9, CellID: [16]byte{1}, Members: takers, Wish: true}); err != nil {
+			t.Fatal(err)
+		}
+		s = p.reopen(t, s)
+		if id := s.identity(); !id.Wish || id.Removed || !slices.Equal(s.takers(), takers) {
+			t.Errorf("after joining: %+v, %v", id, s.takers())
+		}
+		if err := errors.Join(s.granted(), s.granted()); err != nil {
+			t.Fatal(err)
+		}
+		s = p.reopen(t, s)
+		if id := s.identity(); id.Wish || id.Removed {
+			t.Errorf("after the vote: %+v", id)
+		}
+		if err := s.removed(); err != nil {
+			t.Fatal(err)
+		}
+		s = p.reopen(t, s)
+		if id := s.identity(); !id.Removed {
+			t.Errorf("after removal: %+v", id)
 		}
 	})
 }
@@ -276,7 +305,7 @@ func TestStoreVote(t *testing.T) {
 		if v, err := s.stable().Get(cand); v != nil || err == nil || err.Error() != "not found" {
 			t.Errorf("candidate is %q, %v", v, err)
 		}
-		if err := s.joined(1, [16]byte{}); err != nil {
+		if err := s.joined(joining{Epoch: 1, CellID: [16]byte{}}); err != nil {
 			t.Fatal(err)
 		}
 		want := func(wantTerm, wantVote uint64, wantCand string) {

@@ -71,7 +71,7 @@ func TestStoreFailStop(t *testing.T) {
 				_, err2 := s.snapshots().List()
 				_, err3 := s.snapshots().Create(1, 5, 1, raft.Configuration{}, 1, nil)
 				_, _, err4 := s.snapshots().Open("x")
-				for i, err := range []error{err1, err2, err3, err4, s.joined(1, [16]byte{}), s.found(testFounding())} {
+				for i, err := range []error{err1, err2, err3, err4, s.joined(joining{Epoch: 1, CellID: [16]byte{}}), s.found(testFounding())} {
 					if err == nil {
 						t.Errorf("call %d succeeded after the failure", i)
 					}

@@ -51,6 +51,7 @@ var faultCodes = [...]error{
 	32: context.DeadlineExceeded,
 	33: errNoHandler,
 	34: errNotFounded,
+	35: errNotLeader,
 }
 
 // maxFaultText bounds the text of an error on the wire.

@@ -13,7 +13,9 @@ package chubbytest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -42,6 +44,9 @@ type Cell struct {
 // seat is what stays of a node when it is stopped.
 type seat struct {
 	id     string
+	addr   string
+	join   []string // addresses of those that were asked to take it in; nil = one of the first nodes
+	opts   []func(*chubby.Options)
 	disk   *hook.Disk
 	gate   *hook.Gate
 	writes *hook.Gate // what is written to the disk waits at it
@@ -59,7 +64,7 @@ const (
 )
 
 // NewCell opens n nodes, "n0" to "n<n-1>", of a cell named "test". opts change each node's options before it is opened,
-// now and at Restart; they must leave ID, Dir, Listen, Peers, Network and Hooks alone. NewCell does not wait for a
+// now and at Restart; they must leave ID, Dir, Listen, Peers, Join, Network and Hooks alone. NewCell does not wait for a
 // leader: calls do, and Leader does.
 func NewCell(tb testing.TB, n int, opts ...func(*chubby.Options)) *Cell {
 	tb.Helper()
@@ -68,15 +73,59 @@ func NewCell(tb testing.TB, n int, opts ...func(*chubby.Options)) *Cell {
 	}
 	c := &Cell{tb: tb, net: memnet.New(), opts: opts, peers: make(map[string]string)}
 	for i := range n {
-		s := &seat{id: fmt.Sprintf("n%d", i), disk: &hook.Disk{}, gate: &hook.Gate{}, writes: &hook.Gate{}, clock: newClock()}
+		s := newSeat(i)
 		c.mu.seats = append(c.mu.seats, s)
-		c.peers[s.id] = s.id + ":1"
+		c.peers[s.id] = s.addr
 	}
 	tb.Cleanup(c.cleanup)
 	for i := range n {
 		c.Restart(i)
 	}
 	return c
+}
+
+func newSeat(i int) *seat {
+	id := fmt.Sprintf("n%d", i)
+	return &seat{id: id, addr: id + ":1", disk: &hook.Disk{}, gate: &hook.Gate{}, writes: &hook.Gate{}, clock: newClock()}
+}
+
+// Add opens one more node, which asks the running ones to take it in, and returns its index. opts change its options as
+// those of NewCell do, after them. Add does not wait: WaitReady of the node does, and AddVoter for its vote.
+func (c *Cell) Add(opts ...func(*chubby.Options)) int {
+	c.tb.Helper()
+	c.mu.Lock()
+	i := len(c.mu.seats)
+	s := newSeat(i)
+	s.opts = opts
+	for _, other := range c.mu.seats {
+		if other.up {
+			s.join = append(s.join, other.addr)
+		}
+	}
+	c.mu.seats = append(c.mu.seats, s)
+	c.mu.Unlock()
+	if len(s.join) == 0 {
+		c.tb.Fatal("chubbytest: no node runs that could take another one in")
+	}
+	c.Restart(i)
+	return i
+}
+
+// Wipe stops node i and takes its disk away. At Restart it is a node that knows nothing; join has it ask the running ones
+// to take it in, instead of taking its place among the first.
+func (c *Cell) Wipe(i int, join bool) {
+	c.tb.Helper()
+	c.Crash(i)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.seat(i)
+	s.disk = &hook.Disk{}
+	s.join = nil
+	for _, other := range c.mu.seats {
+		if join && other.up {
+			s.join = append(s.join, other.addr)
+		}
+	}
 }
 
 // Node returns node i, from 0; after Restart the running one.
@@ -198,9 +247,17 @@ func (c *Cell) Restart(i int) {
 		return nil
 	}}
 	o := chubby.Options{
-		ID: s.id, Cell: "test", Listen: c.peers[s.id], Peers: c.peers, Network: c.net.Host(s.id), Hooks: hooks,
+		ID: s.id, Cell: "test", Listen: s.addr, Network: c.net.Host(s.id), Hooks: hooks,
+	}
+	if s.join == nil {
+		o.Peers = c.peers
+	} else {
+		o.Join = s.join
 	}
 	for _, f := range c.opts {
+		f(&o)
+	}
+	for _, f := range s.opts {
 		f(&o)
 	}
 	n, err := chubby.Open(o)
@@ -315,12 +372,19 @@ func (c *Cell) cleanup() {
 		c.Resume(i)
 	}
 	running := c.Nodes()
+	members := 0
 	for i, s := range seats {
-		if err := s.node.Err(); err != nil && !s.broken {
+		err := s.node.Err()
+		if errors.Is(err, chubby.ErrRemoved) {
+			continue
+		}
+		members++
+		if err != nil && !s.broken {
 			c.tb.Errorf("chubbytest: node %d stopped by itself: %v", i, err)
 		}
 	}
-	if len(running) > len(seats)/2 {
+	running = slices.DeleteFunc(running, isDone)
+	if len(running) > members/2 {
 		c.compare(seats)
 	}
 	for _, n := range running {
