@@ -136,7 +136,7 @@ func (c *changer) change(ctx context.Context, what string, decide func(raft.Conf
 	}
 	done := make(chan error, 1)
 	if !n.offer(func() {
-		err := o(n.raft.Load(), n.opts.ElectionTimeout).Error()
+		err := n.promise(o(n.raft.Load(), n.opts.ElectionTimeout))
 		c.end()
 		done <- err
 	}) {
@@ -423,7 +423,7 @@ func (c *changer) transfer(ctx context.Context, to raft.ServerID) error {
 		return err
 	}
 	ended := make(chan error, 1)
-	if !n.offer(func() { ended <- r.LeadershipTransferToServer(target.ID, target.Address).Error() }) {
+	if !n.offer(func() { ended <- n.promise(r.LeadershipTransferToServer(target.ID, target.Address)) }) {
 		return errNotLeader
 	}
 	limit := time.NewTimer(2 * n.opts.ElectionTimeout)

@@ -240,7 +240,7 @@ func (n *Node) start(cell [16]byte, epoch uint64) error {
 	n.wg.Go(n.compactor.run)
 	n.wg.Go(n.detector.run)
 	n.wg.Go(n.keeper)
-	n.wg.Go(n.register)
+	n.wg.Go(n.enrol)
 	n.wg.Go(func() { n.fsm.watches.run(n.ctx) })
 	for range proposers {
 		n.proposes.Go(n.proposer.run)
@@ -458,8 +458,8 @@ func (n *Node) successor() (best raft.Server, index uint64) {
 	return best, index
 }
 
-// offer runs f, which waits for what raft makes of an offer, among the proposer's goroutines: stop waits for those before
-// it shuts raft down, because raft forgets to answer then. It reports false, and does not run f, when that has begun.
+// offer runs f, which waits for what raft makes of an offer, among the proposer's goroutines, which shutdown gives the
+// time to learn that. It reports false, and does not run f, when that has begun.
 func (n *Node) offer(f func()) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -130,11 +130,11 @@ func (r *registrar) servers() []raft.Server {
 	return r.mu.trust
 }
 
-// register looks after this node's own membership until it stops. Every heartbeat it compares what raft knows with what
+// enrol looks after this node's own membership until it stops. Every heartbeat it compares what raft knows with what
 // should be, which costs no message while all is well. When the recorded address is an old one, when no leader speaks to
 // this node or a stranger does, or when the configuration does not have this node, it asks the cell leader. Only the
 // leader's word makes a node stop: its own log may be older than its membership, or newer than what is committed.
-func (n *Node) register() {
+func (n *Node) enrol() {
 	tick := time.NewTicker(n.opts.HeartbeatTimeout)
 	defer tick.Stop()
 	var due time.Time // not earlier
