@@ -95,6 +95,7 @@ type registrar struct {
 	wake chan struct{} // cap 1: somebody whom this node does not know wants to speak raft to it
 	mu   struct {
 		sync.Mutex
+		last  raft.ServerID // the leader that said that this node was removed
 		trust []raft.Server // members, as the cell leader named them; while the log of this node may be too old to know
 	}
 }
@@ -122,6 +123,13 @@ func (r *registrar) trusted(id raft.ServerID) raft.Server {
 	defer r.mu.Unlock()
 	s, _ := findServer(raft.Configuration{Servers: r.mu.trust}, id)
 	return s
+}
+
+// lastLeader is whom a removed node tells that its sessions end, though raft has lost sight of it.
+func (r *registrar) lastLeader() raft.ServerID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mu.last
 }
 
 func (r *registrar) servers() []raft.Server {
@@ -240,6 +248,13 @@ func (n *Node) announce() error {
 		return err
 	}
 	if a.State == wire.MemberRemoved {
+		for _, s := range a.Servers {
+			if s.Leader {
+				n.registrar.mu.Lock()
+				n.registrar.mu.last = raft.ServerID(s.Server)
+				n.registrar.mu.Unlock()
+			}
+		}
 		return ErrRemoved
 	}
 	n.registrar.trust(serversOf(a))
@@ -296,6 +311,10 @@ func (n *Node) leave() {
 		return // the node is failing
 	}
 	n.log.Warn("this node was removed from the cell")
+	select {
+	case n.leaderNews <- struct{}{}: // there is a last leader
+	default:
+	}
 	n.Client.closeSessions()
 	n.fail(errWasRemoved)
 }

@@ -89,7 +89,11 @@ func (n *Node) track() {
 				}
 			})
 		case !leading:
-			if _, id := r.LeaderWithID(); id != to && id != n.server {
+			_, id := r.LeaderWithID()
+			if id == "" {
+				id = n.registrar.lastLeader()
+			}
+			if id != to && id != n.server {
 				to = id
 				setRoute(route{server: id})
 				if id == "" {

@@ -109,9 +109,9 @@ type transport struct {
 		closed bool
 		conns  map[net.Conn]struct{} // everything accepted and dialled, so that Close can close it
 		peers  map[raft.ServerID]*peer
-		listed map[raft.ServerID]struct{} // latest configuration; nil = not told yet
-		reign  *reign                     // the term in which this node sends entries
-		over   uint64                     // terms up to this one are over
+		listed map[raft.ServerID]raft.ServerAddress // latest configuration; nil = not told yet
+		reign  *reign                               // the term in which this node sends entries
+		over   uint64                               // terms up to this one are over
 	}
 }
 

@@ -44,7 +44,7 @@ func (t *transport) peer(id raft.ServerID, recorded raft.ServerAddress) *peer {
 			p.links[pp] = &link{t: t, p: p, purpose: pp}
 			p.links[pp].mu.changed = make(chan struct{})
 		}
-		_, p.mu.listed = t.mu.listed[id]
+		p.mu.recorded, p.mu.listed = t.mu.listed[id]
 		p.mu.listed = p.mu.listed || t.mu.listed == nil
 		t.mu.peers[id] = p
 	}
@@ -62,9 +62,9 @@ func (t *transport) peer(id raft.ServerID, recorded raft.ServerAddress) *peer {
 func (t *transport) setPeers(list []raft.Server) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.mu.listed = make(map[raft.ServerID]struct{}, len(list))
+	t.mu.listed = make(map[raft.ServerID]raft.ServerAddress, len(list))
 	for _, s := range list {
-		t.mu.listed[s.ID] = struct{}{}
+		t.mu.listed[s.ID] = s.Address
 		if p := t.mu.peers[s.ID]; p != nil {
 			p.mu.Lock()
 			p.mu.listed, p.mu.recorded = true, s.Address

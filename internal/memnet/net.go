@@ -157,6 +157,9 @@ type Host struct {
 	name string
 }
 
+// At gives the view that another machine of the same network has.
+func (h *Host) At(name string) *Host { return h.n.Host(name) }
+
 // Listen opens "host:port" for others to dial. The host must be this one's name or empty; port 0 gives a free port.
 func (h *Host) Listen(_ context.Context, addr string) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(addr)
