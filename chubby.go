@@ -40,6 +40,7 @@ type Node struct {
 	reader    *reader
 	compactor *compactor
 	detector  *detector
+	guests    *guests
 	reload    sync.Mutex             // raft's reloadable configuration
 	leases    atomic.Pointer[leases] // while this node leads the cell
 	freshness freshness
@@ -125,6 +126,7 @@ func open(o Options) (_ *Node, err error) {
 		return nil, errWasRemoved
 	}
 	n.detector = newDetector(n)
+	n.guests = newGuests(n)
 	n.registrar.init()
 	// A wiped disk is another server: it may have forgotten a vote, or entries that others count on.
 	n.server = raft.ServerID(o.ID + "." + id.Incarnation)
@@ -135,7 +137,7 @@ func open(o Options) (_ *Node, err error) {
 	if n.transport, err = newTransport(transportConfig{
 		Server: n.server, ID: o.ID, Network: network, Listen: o.Listen, Advertise: o.Advertise, Security: security,
 		Heartbeat: o.HeartbeatTimeout, Election: o.ElectionTimeout, Level: featureLevel, Gate: o.Hooks.Gate, Logger: n.log,
-		Resolve: n.addresses, Stalled: n.stalled, Gone: n.detector.gone, Authorize: n.authorize,
+		Resolve: n.addresses, Stalled: n.stalled, Gone: n.detector.gone, Authorize: n.authorize, Guest: n.guests.admit,
 	}); err != nil {
 		return nil, err
 	}
@@ -544,12 +546,14 @@ func (n *Node) happened(root *state.State, events []state.Event) {
 		l.happened(root, events)
 	}
 	n.Client.happened(events)
+	n.guests.happened(events)
 }
 
 // jumped is called by the fsm when a snapshot's root has become readable.
 func (n *Node) jumped(root *state.State) {
 	n.aged(root)
 	n.Client.jumped(root)
+	n.guests.jumped()
 }
 
 // nodeID is the part of a raft ServerID that people gave.

@@ -303,6 +303,43 @@ func (c *Client) happened(events []state.Event) {
 	}
 }
 
+// told takes what a member tells a dialled Client of its Lock commands.
+func (c *Client) told(o wire.Owner) {
+	switch o.Kind {
+	case wire.OwnerGranted:
+		c.granted(owner{o.Session, o.Seq}, o.Generation)
+	case wire.OwnerRefused:
+		c.granted(owner{o.Session, o.Seq}, 0)
+	case wire.OwnerReleased:
+		if s := c.known(o.Session); s != nil {
+			s.released(o.Seq)
+		}
+	}
+}
+
+// review has every Lock call that waits look after its place: its grant may have been missed.
+func (c *Client) review() {
+	c.mu.Lock()
+	waiting := make([]owner, 0, len(c.mu.waiters))
+	for o := range c.mu.waiters {
+		waiting = append(waiting, o)
+	}
+	c.mu.Unlock()
+	for _, o := range waiting {
+		c.granted(o, 0)
+	}
+}
+
+// newEpoch ends the sessions of earlier epochs, and forgets their revisions.
+func (c *Client) newEpoch(epoch uint64) {
+	c.last.Store(0)
+	for _, s := range c.all() {
+		if s.epoch < epoch {
+			s.end(ErrSessionExpired)
+		}
+	}
+}
+
 // known returns the session if it is one of this Client's and lives.
 func (c *Client) known(id uint64) *Session {
 	c.mu.Lock()
@@ -359,5 +396,7 @@ func (c *Client) close() {
 	}
 }
 
-// Close closes the node that this is the Client of; see [Node.Close].
+// Close closes the node that this is the Client of; see [Node.Close]. A dialled Client ends its sessions, for at most
+// 2 s, so that others need not wait for their leases, and then its calls, which return ErrClosed, with ErrUncertain if they
+// may have taken effect. It leaves no goroutine and no connection.
 func (c *Client) Close() error { return c.cell.Close() }

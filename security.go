@@ -250,11 +250,11 @@ func isLoopback(addr string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// authorize keeps raft's streams to the members of the latest configuration, and to those that the cell leader named when
-// this node asked for them, because its own log may be too old to know them. A certificate of the cell's authority makes
-// nobody a member, so it gives calls and no more.
+// authorize keeps the streams between nodes to the members of the latest configuration, and to those that the cell leader
+// named when this node asked for them, because its own log may be too old to know them. A certificate of the cell's
+// authority makes nobody a member, so it gives the calls of dialled clients, which have streams of their own, and no more.
 func (n *Node) authorize(from peerInfo, p purpose) error {
-	if p == wire.RPC || p == wire.Found {
+	if p == wire.Found {
 		return nil
 	}
 	if n.raft.Load() == nil {

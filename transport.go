@@ -17,11 +17,13 @@ import (
 )
 
 const (
-	helloTimeout     = 5 * time.Second // TLS handshake and hello, both sides
-	maxPendingHello  = 256             // accepted connections that have not yet said who they are
-	maxAccepted      = 4096            // accepted streams
-	maxStreamCalls   = 256             // calls that one accepted stream may have running
-	maxCalls         = 4096            // calls running on all accepted streams
+	helloTimeout     = 5 * time.Second  // TLS handshake and hello, both sides
+	maxPendingHello  = 256              // accepted connections that have not yet said who they are
+	maxAccepted      = 4096             // accepted streams
+	maxStreamCalls   = 256              // calls that one accepted stream may have running
+	maxCalls         = 4096             // calls running on all accepted streams
+	maxGuests        = 10_000           // accepted streams of dialled clients; they count apart, and so do their calls
+	guestTimeout     = 20 * time.Second // silence after which a client's stream is dead: there are thousands, and calls notice sooner
 	minStreamTimeout = time.Second
 	minBackoff       = 10 * time.Millisecond
 	noticeTimeout    = time.Second // answers to raft's short questions when Heartbeat and Election are tiny
@@ -52,6 +54,8 @@ type transportConfig struct {
 	Stalled func() bool
 	// Gone is told when a control stream that a server had opened broke. It must not block. nil = nobody cares.
 	Gone func(id raft.ServerID)
+	// Guest takes the accepted stream of a dialled client; what it gives answers the stream's calls. nil = refuse them all.
+	Guest func(s *stream) (guest, error)
 	// Authorize judges a stream after TLS and hello. Its error, with its sentinels, reaches the dialler. nil = all.
 	Authorize func(from peerInfo, p purpose) error
 }
@@ -97,7 +101,8 @@ type transport struct {
 	touches  chan *raft.AppendEntriesRequest // heartbeats answered already, which raft is still to see
 	pending  chan struct{}                   // a place for each accepted connection before its hello
 	accepted chan struct{}                   // a place for each accepted stream
-	calls    chan struct{}                   // a place for each running call
+	guests   chan struct{}                   // a place for each accepted stream of a dialled client
+	lanes    lanes                           // places for running calls
 	handlers [256]atomic.Pointer[handler]    // by kind
 	cell     atomic.Pointer[wire.CellID]     // nil: not known yet
 	view     atomic.Pointer[raftView]        // nil: raft does not run yet
@@ -145,7 +150,8 @@ func newTransport(c transportConfig) (*transport, error) {
 		touches:       make(chan *raft.AppendEntriesRequest, 1),
 		pending:       make(chan struct{}, maxPendingHello),
 		accepted:      make(chan struct{}, maxAccepted),
-		calls:         make(chan struct{}, maxCalls),
+		guests:        make(chan struct{}, maxGuests),
+		lanes:         newLanes(),
 	}
 	if t.noticeTimeout <= 0 {
 		t.noticeTimeout = noticeTimeout

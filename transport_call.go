@@ -21,7 +21,7 @@ func (t *transport) handle(k wire.Kind, h handler) { t.handlers[k].Store(&h) }
 // dialled. Errors that match errNotSent, ErrOverloaded or errNoHandler mean that no handler saw the request.
 func (t *transport) call(ctx context.Context, to raft.ServerID, k wire.Kind, payload []byte) ([]byte, error) {
 	p := k.Purpose()
-	if p == wire.Found || k == 0 {
+	if p == wire.Found || p == wire.Client || k == 0 {
 		return nil, fmt.Errorf("%w: kind %d needs callAddr", errNotSent, k)
 	}
 	s, err := t.peer(to, "").links[p].get(ctx, false)

@@ -196,7 +196,7 @@ func TestCallLimit(t *testing.T) {
 		cancel()
 		wg.Wait()
 		time.Sleep(time.Second)
-		if n := len(b.calls); n != 0 {
+		if n := len(b.lanes.node.places); n != 0 {
 			t.Errorf("%d places still taken", n)
 		}
 	})

@@ -302,7 +302,7 @@ func (p *peer) open(purpose purpose) (*stream, error) {
 // open dials addr and goes through TLS and hello. to may be empty for Found only. Nobody reads or writes the stream yet.
 func (t *transport) open(ctx context.Context, addr string, p purpose, to raft.ServerID) (*stream, error) {
 	hello := wire.Hello{Purpose: p, Server: string(t.c.Server), ID: t.c.ID, To: string(to), Level: t.c.Level}
-	if p != wire.Found {
+	if p != wire.Found && p != wire.Client {
 		cell := t.cell.Load()
 		if cell == nil {
 			return nil, errNotFounded

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,7 +21,10 @@ func (t *transport) admit(raw net.Conn) {
 		t.c.Logger.Debug("stream refused", "from", raw.RemoteAddr().String(), "error", err)
 		return
 	}
-	defer func() { <-t.accepted }()
+	defer func() { <-s.place }()
+	if s.guest != nil {
+		defer s.guest.leave()
+	}
 	s.wg.Go(s.write)
 	s.fail(s.serve())
 	if s.purpose == wire.Control && t.c.Gone != nil && t.ctx.Err() == nil {
@@ -54,20 +56,34 @@ func (t *transport) welcome(raw net.Conn) (*stream, error) {
 	if err := t.judge(h, from); err != nil {
 		return nil, t.refuse(conn, err)
 	}
+	place := t.accepted
+	if h.Purpose == wire.Client {
+		place = t.guests
+	}
 	select {
-	case t.accepted <- struct{}{}:
+	case place <- struct{}{}:
 	default:
-		return nil, t.refuse(conn, fmt.Errorf("%w: %d streams are open", ErrOverloaded, maxAccepted))
+		return nil, t.refuse(conn, fmt.Errorf("%w: %d streams are open", ErrOverloaded, cap(place)))
 	}
-	if err := t.greetBack(conn, nil); err != nil {
-		<-t.accepted
+	s := newStream(t.ctx, t, raw, conn, from, h.Purpose)
+	s.place = place
+	if h.Purpose == wire.Client {
+		s.guest, err = t.c.Guest(s)
+	}
+	if err != nil {
+		err = t.refuse(conn, err)
+	} else if err = t.greetBack(conn, nil); err == nil {
+		err = raw.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		<-place
+		s.cancel()
+		if s.guest != nil {
+			s.guest.leave()
+		}
 		return nil, err
 	}
-	if err := raw.SetDeadline(time.Time{}); err != nil {
-		<-t.accepted
-		return nil, err
-	}
-	return newStream(t.ctx, t, raw, conn, from, h.Purpose), nil
+	return s, nil
 }
 
 // judge decides whether a stream may be opened.
@@ -77,6 +93,9 @@ func (t *transport) judge(h *wire.Hello, from peerInfo) error {
 	}
 	if h.To != "" && h.To != string(t.c.Server) {
 		return fmt.Errorf("%w: this is %s, not %s", ErrWrongCell, t.c.Server, h.To)
+	}
+	if h.Purpose == wire.Client {
+		return t.judgeGuest(from)
 	}
 	if h.Purpose != wire.Found {
 		cell := t.cell.Load()
@@ -89,7 +108,7 @@ func (t *transport) judge(h *wire.Hello, from peerInfo) error {
 			return fmt.Errorf("%w: a %s stream must name whom it is for", ErrWrongCell, h.Purpose)
 		}
 	}
-	if h.Purpose != wire.Found && h.Purpose != wire.RPC && from.ID == "" {
+	if h.Purpose != wire.Found && from.ID == "" {
 		return fmt.Errorf("%w: a %s stream is for nodes", ErrPermission, h.Purpose)
 	}
 	if err := t.proved(from); err != nil {
@@ -97,6 +116,19 @@ func (t *transport) judge(h *wire.Hello, from peerInfo) error {
 	}
 	if t.c.Authorize != nil {
 		return t.c.Authorize(from, h.Purpose)
+	}
+	return nil
+}
+
+// judgeGuest is judge for a dialled client. It names its cell in its first call, because it does not know its id.
+func (t *transport) judgeGuest(from peerInfo) error {
+	switch {
+	case t.c.Guest == nil:
+		return fmt.Errorf("%w: %s", errNoHandler, wire.Client)
+	case t.cell.Load() == nil:
+		return errNotFounded
+	case from.Server != "" || from.ID != "":
+		return fmt.Errorf("%w: a %s stream is not for nodes", ErrPermission, wire.Client)
 	}
 	return nil
 }
@@ -135,46 +167,10 @@ func (s *stream) serve() error {
 	}
 }
 
-// running are the calls of one accepted stream that have not been answered.
-type running struct {
-	mu sync.Mutex
-	m  map[uint64]context.CancelFunc
-}
-
-// begin registers a call. It reports false if there are too many, or if the id is taken.
-func (r *running) begin(id uint64, cancel context.CancelFunc) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, taken := r.m[id]; taken || len(r.m) >= maxStreamCalls {
-		return false
-	}
-	r.m[id] = cancel
-	return true
-}
-
-func (r *running) end(id uint64) {
-	r.mu.Lock()
-	cancel := r.m[id]
-	delete(r.m, id)
-	r.mu.Unlock()
-	if cancel != nil {
-		cancel()
-	}
-}
-
-func (r *running) cancel(id uint64) {
-	r.mu.Lock()
-	cancel := r.m[id]
-	r.mu.Unlock()
-	if cancel != nil {
-		cancel()
-	}
-}
-
-// serveCalls reads control, rpc and found streams. It never waits for a handler or for raft, so that one slow request
-// holds up no other.
+// serveCalls reads control, rpc, found and client streams. It never waits for a handler or for raft, so that one slow
+// request holds up no other.
 func (s *stream) serveCalls() error {
-	r := &running{m: make(map[uint64]context.CancelFunc)}
+	r := newRunning()
 	for {
 		h, payload, err := s.receive()
 		if err != nil {
@@ -195,7 +191,7 @@ func (s *stream) serveCalls() error {
 			if s.answerHeartbeat(h.ID, rpc) {
 				continue
 			}
-			s.start(r, h.ID, func(ctx context.Context) { s.relay(ctx, h.ID, rpc) })
+			s.start(r, h.ID, &s.t.lanes.node, func(ctx context.Context) { s.relay(ctx, h.ID, rpc) })
 		default:
 			return fmt.Errorf("%w: type %d on a %s stream", wire.ErrFrame, h.Type, s.purpose)
 		}
@@ -211,45 +207,62 @@ func (s *stream) startCall(r *running, id uint64, payload []byte) error {
 	if k == 0 || k.Purpose() != s.purpose {
 		return fmt.Errorf("%w: call of kind %d on a %s stream", wire.ErrFrame, k, s.purpose)
 	}
+	if s.guest != nil {
+		s.start(r, id, s.t.lanes.of(k), func(ctx context.Context) {
+			b, err := s.guest.call(ctx, k, payload[1:])
+			s.answer(id, b, err)
+		})
+		return nil
+	}
 	h := s.t.handlers[k].Load()
 	if h == nil {
 		s.answer(id, nil, fmt.Errorf("%w: kind %d", errNoHandler, k))
 		return nil
 	}
-	s.start(r, id, func(ctx context.Context) {
+	s.start(r, id, &s.t.lanes.node, func(ctx context.Context) {
 		b, err := (*h)(ctx, s.peer, payload[1:])
 		s.answer(id, b, err)
 	})
 	return nil
 }
 
-// start runs f in a goroutine of the stream, if there is a place for it.
-func (s *stream) start(r *running, id uint64, f func(ctx context.Context)) {
+// start runs f in a goroutine of the stream, if there is a place for it in its lane.
+func (s *stream) start(r *running, id uint64, l *lane, f func(ctx context.Context)) {
 	ctx, cancel := context.WithCancel(s.ctx)
-	if !r.begin(id, cancel) {
+	if !r.begin(id, l, cancel) {
 		cancel()
-		s.answer(id, nil, fmt.Errorf("%w: %d calls of this stream are running", ErrOverloaded, maxStreamCalls))
+		s.answer(id, nil, fmt.Errorf("%w: %d calls of this stream are running", ErrOverloaded, l.perStream))
 		return
 	}
 	select {
-	case s.t.calls <- struct{}{}:
+	case l.places <- struct{}{}:
 	default:
-		r.end(id)
-		s.answer(id, nil, fmt.Errorf("%w: %d calls are running", ErrOverloaded, maxCalls))
+		r.end(id, l)
+		s.answer(id, nil, fmt.Errorf("%w: %d calls are running", ErrOverloaded, cap(l.places)))
 		return
 	}
 	s.wg.Go(func() {
 		defer func() {
-			<-s.t.calls
-			r.end(id)
+			<-l.places
+			r.end(id, l)
 		}()
 		f(ctx)
 	})
 }
 
-// answer sends the outcome of a request.
+// partBytes is how much of an answer one frame to a client carries.
+const partBytes = 1 << 20
+
+// answer sends the outcome of a request. What is too large for one frame goes to a client in parts.
 func (s *stream) answer(id uint64, payload []byte, err error) {
 	if err == nil {
+		for s.purpose == wire.Client && len(payload) > partBytes {
+			part := payload[:partBytes]
+			if _, err = s.send(nil, nil, wire.TypePart, id, func(b []byte) []byte { return append(b, part...) }); err != nil {
+				return
+			}
+			payload = payload[partBytes:]
+		}
 		_, err = s.send(nil, nil, wire.TypeAnswer, id, func(b []byte) []byte { return append(b, payload...) })
 		if !errors.Is(err, ErrTooLarge) {
 			return // sent, or the stream is broken and with it the caller's wait

@@ -19,7 +19,8 @@ const (
 	keepBuffer  = 2 << 20   // a write buffer above this size is not kept
 	writePiece  = 256 << 10 // bytes that must get through within a stream's time-out
 	readBuffer  = 32 << 10
-	aliveFactor = 5 // signs of life within a stream's time-out
+	guestBuffer = 4 << 10 // of a client's stream, for reading and to keep for writing: there are thousands
+	aliveFactor = 5       // signs of life within a stream's time-out
 )
 
 // waiter gets the answer to one request.
@@ -39,7 +40,12 @@ type stream struct {
 	purpose purpose
 	ctx     context.Context // ends when the stream fails
 	cancel  context.CancelFunc
-	wg      sync.WaitGroup // what the stream started
+	wg      sync.WaitGroup                  // what the stream started
+	timeout time.Duration                   // silence after which it is dead
+	place   chan struct{}                   // accepted: where it has its place
+	guest   guest                           // accepted from a dialled client: who answers it
+	pushed  func(kind byte, payload []byte) // dialled as a client: is given what the member pushes, by the reader; must not block
+	parts   map[uint64][]byte               // beginnings of answers; the reader's
 	in      *bufio.Reader
 	head    [wire.HeaderLen]byte // scratch of the reader
 	wake    chan struct{}        // there is something to write
@@ -60,9 +66,13 @@ type stream struct {
 
 // newStream takes over an open connection. ctx ends it. The caller starts write and reads.
 func newStream(ctx context.Context, t *transport, raw, conn net.Conn, from peerInfo, p purpose) *stream {
-	s := &stream{t: t, raw: raw, conn: conn, peer: from, purpose: p}
+	s := &stream{t: t, raw: raw, conn: conn, peer: from, purpose: p, timeout: t.streamTimeout}
+	buffer := readBuffer
+	if p == wire.Client {
+		s.timeout, buffer = guestTimeout, guestBuffer
+	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
-	s.in = bufio.NewReaderSize(&patientReader{conn: conn, timeout: t.streamTimeout}, readBuffer)
+	s.in = bufio.NewReaderSize(&patientReader{conn: conn, timeout: s.timeout}, buffer)
 	s.wake = make(chan struct{}, 1)
 	s.room = make(chan struct{}, 1)
 	s.mu.waiting = make(map[uint64]waiter)
@@ -206,9 +216,13 @@ func (s *stream) take(id uint64) waiter {
 
 // write is the writing goroutine. It ends when the stream fails, and makes it fail when its ctx ends.
 func (s *stream) write() {
-	alive := time.NewTicker(s.t.streamTimeout / aliveFactor)
+	alive := time.NewTicker(s.timeout / aliveFactor)
 	defer alive.Stop()
 	var spare []byte
+	keep := keepBuffer
+	if s.purpose == wire.Client {
+		keep = guestBuffer
+	}
 	wrote := false
 	for {
 		select {
@@ -237,7 +251,7 @@ func (s *stream) write() {
 				return
 			}
 			wrote = true
-			if spare = out[:0]; cap(spare) > keepBuffer {
+			if spare = out[:0]; cap(spare) > keep {
 				spare = nil
 			}
 		}
@@ -267,7 +281,7 @@ func (s *stream) swap(empty []byte) []byte {
 func (s *stream) writeOut(b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), writePiece)
-		if err := s.conn.SetWriteDeadline(time.Now().Add(s.t.streamTimeout)); err != nil {
+		if err := s.conn.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
 			return err
 		}
 		if _, err := s.conn.Write(b[:n]); err != nil {
@@ -305,6 +319,17 @@ func (s *stream) readAnswers() {
 			s.fail(err)
 			return
 		}
+		if s.purpose == wire.Client {
+			switch done, err := s.fromMember(h, payload); {
+			case err != nil:
+				s.fail(err)
+				return
+			case done:
+				continue
+			case h.Type == wire.TypeAnswer:
+				payload = s.whole(h.ID, payload)
+			}
+		}
 		if h.Type != wire.TypeAnswer && h.Type != wire.TypeError {
 			s.fail(fmt.Errorf("%w: type %d where answers are expected", wire.ErrFrame, h.Type))
 			return
@@ -317,6 +342,7 @@ func (s *stream) readAnswers() {
 			w.finish(payload, nil)
 			continue
 		}
+		delete(s.parts, h.ID)
 		f, err := wire.DecodeFault(payload)
 		if err != nil {
 			w.finish(nil, err)
@@ -326,6 +352,58 @@ func (s *stream) readAnswers() {
 		w.finish(nil, faultError(f))
 	}
 }
+
+// fromMember takes the frames that only clients get. It reports whether the frame was one.
+func (s *stream) fromMember(h wire.Header, payload []byte) (bool, error) {
+	switch h.Type {
+	case wire.TypePush:
+		if len(payload) == 0 {
+			return true, fmt.Errorf("%w: push without a kind", wire.ErrFrame)
+		}
+		s.pushed(payload[0], payload[1:])
+		return true, nil
+	case wire.TypePart:
+		if s.awaited(h.ID) {
+			if s.parts == nil {
+				s.parts = make(map[uint64][]byte)
+			}
+			s.parts[h.ID] = append(s.parts[h.ID], payload...)
+		} else {
+			delete(s.parts, h.ID) // its caller waits no more
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// whole puts the last part of an answer to the others.
+func (s *stream) whole(id uint64, last []byte) []byte {
+	parts, ok := s.parts[id]
+	if !ok {
+		return last
+	}
+	delete(s.parts, id)
+	return append(parts, last...)
+}
+
+func (s *stream) awaited(id uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.mu.waiting[id]
+	return ok
+}
+
+// push sends what nobody asked for. It never waits: a client that takes nothing any more, so that a whole buffer of
+// frames is before it, loses its stream and learns what it missed when it comes back.
+func (s *stream) push(kind byte, encode func([]byte) []byte) {
+	_, sent, err := s.trySend(nil, wire.TypePush, 0, func(b []byte) []byte { return encode(append(b, kind)) })
+	if err == nil && !sent {
+		s.fail(errSlow)
+	}
+}
+
+// errSlow means that the other side does not take what it is sent.
+var errSlow = errors.New("too slow for what it is sent")
 
 // answer is a waiter that somebody waits for.
 type answer struct{ c chan result }

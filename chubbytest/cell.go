@@ -180,6 +180,48 @@ func (c *Cell) Leader() *chubby.Node {
 	return nil
 }
 
+// Dial returns a Client of the cell, which is no member. It reaches all nodes, whatever Partition says; CutClients keeps
+// it from one. It is closed when the test ends.
+func (c *Cell) Dial() *chubby.Client {
+	c.tb.Helper()
+	return c.DialWith(func(*chubby.DialOptions) {})
+}
+
+// DialWith is Dial with options that change may change; it must leave Addrs, Cell and Network alone.
+func (c *Cell) DialWith(change func(*chubby.DialOptions)) *chubby.Client {
+	c.tb.Helper()
+	c.net.Roam(clientHost)
+	o := chubby.DialOptions{Cell: "test", Network: c.net.Host(clientHost)}
+	for i := range len(c.peers) {
+		o.Addrs = append(o.Addrs, c.peers[fmt.Sprintf("n%d", i)])
+	}
+	change(&o)
+	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
+	defer cancel()
+	client, err := chubby.Dial(ctx, o)
+	if err != nil {
+		c.tb.Fatalf("chubbytest: %v", err)
+	}
+	c.tb.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			c.tb.Errorf("chubbytest: close a client: %v", err)
+		}
+	})
+	return client
+}
+
+// clientHost is the machine of all dialled clients.
+const clientHost = "client"
+
+// CutClients stops what travels between node i and all dialled clients, until Heal.
+func (c *Cell) CutClients(i int) {
+	c.tb.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.net.Cut(c.seat(i).id, clientHost)
+	c.net.Cut(clientHost, c.seat(i).id)
+}
+
 // Index returns which node n is, -1 if it is none that runs.
 func (c *Cell) Index(n *chubby.Node) int {
 	c.mu.Lock()

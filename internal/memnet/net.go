@@ -38,6 +38,7 @@ type Net struct {
 		listeners map[string]*listener // by "host:port"
 		ports     map[string]int       // last port given, by host
 		group     map[string]int       // by host; nil = no partition
+		roams     map[string]struct{}  // hosts that are in every group
 		cuts      map[link]struct{}
 		since     map[link]time.Time // when a link that is down went down; asked for links only
 		changed   chan struct{}      // closed and replaced when the topology changes
@@ -53,6 +54,7 @@ func New() *Net {
 	n.mu.min, n.mu.max = minDelay, minDelay
 	n.mu.listeners = make(map[string]*listener)
 	n.mu.ports = make(map[string]int)
+	n.mu.roams = make(map[string]struct{})
 	n.mu.cuts = make(map[link]struct{})
 	n.mu.since = make(map[link]time.Time)
 	n.mu.changed = make(chan struct{})
@@ -83,6 +85,14 @@ func (n *Net) Partition(groups ...[]string) {
 			n.mu.group[h] = i + 1
 		}
 	}
+	n.topologyChanged()
+}
+
+// Roam puts a host into every group of every partition. Cuts concern it as any other.
+func (n *Net) Roam(host string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mu.roams[host] = struct{}{}
 	n.topologyChanged()
 }
 
@@ -122,6 +132,11 @@ func (n *Net) isUp(l link) bool {
 	}
 	if _, cut := n.mu.cuts[l]; cut {
 		return false
+	}
+	for _, h := range []string{l.from, l.to} {
+		if _, ok := n.mu.roams[h]; ok {
+			return true
+		}
 	}
 	return n.mu.group[l.from] == n.mu.group[l.to]
 }

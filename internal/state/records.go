@@ -122,7 +122,9 @@ const (
 )
 
 func (s *session) view() SessionView {
-	return SessionView{ID: s.id, Node: s.node, Name: s.name, Lease: s.lease, Grace: s.grace, Slot: s.slot, Caching: s.caching}
+	return SessionView{
+		ID: s.id, Node: s.node, Name: s.name, Principal: s.principal, Lease: s.lease, Grace: s.grace, Slot: s.slot, Caching: s.caching,
+	}
 }
 
 func (s *session) clone(b *batch) *session {

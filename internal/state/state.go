@@ -241,6 +241,7 @@ type SessionView struct {
 	ID           uint64
 	Node         string // raft server id of the node that speaks for it
 	Name         string
+	Principal    string // who opened it
 	Lease, Grace uint64 // milliseconds
 	Slot         uint32
 	Caching      bool // its client keeps a consistent cache

@@ -19,6 +19,7 @@ const (
 	Snapshot                    // one InstallSnapshot at a time
 	RPC                         // forwarded commands, read index, everything else between nodes and clients
 	Found                       // questions of those who do not know the cell yet
+	Client                      // calls of a dialled client, and what the member pushes to it
 )
 
 // Frame sizes in bytes, without the frame's header.
@@ -28,10 +29,11 @@ const (
 	MaxRPCPayload     = 4 << 20
 	MaxChunk          = 256 << 10 // one piece of a snapshot
 	MaxFoundPayload   = 64 << 10
+	MaxClientPayload  = 4 << 20
 )
 
 // Valid reports whether p is a purpose that this release knows.
-func (p Purpose) Valid() bool { return p >= Control && p <= Found }
+func (p Purpose) Valid() bool { return p >= Control && p <= Client }
 
 // MaxPayload is the largest payload in bytes of a frame on a stream of this purpose.
 func (p Purpose) MaxPayload() int {
@@ -44,6 +46,8 @@ func (p Purpose) MaxPayload() int {
 		return MaxRPCPayload
 	case Found:
 		return MaxFoundPayload
+	case Client:
+		return MaxClientPayload
 	default:
 		return MaxControlPayload
 	}
@@ -61,6 +65,8 @@ func (p Purpose) String() string {
 		return "rpc"
 	case Found:
 		return "found"
+	case Client:
+		return "client"
 	default:
 		return fmt.Sprintf("purpose(%d)", uint8(p))
 	}
@@ -73,6 +79,7 @@ type Kind uint8
 const (
 	FirstControlKind Kind = 1
 	FirstRPCKind     Kind = 64
+	FirstClientKind  Kind = 128
 	FirstFoundKind   Kind = 192
 )
 
@@ -81,6 +88,8 @@ func (k Kind) Purpose() Purpose {
 	switch {
 	case k >= FirstFoundKind:
 		return Found
+	case k >= FirstClientKind:
+		return Client
 	case k >= FirstRPCKind:
 		return RPC
 	default:
@@ -104,6 +113,8 @@ const (
 	TypeTimeoutNow                 // TimeoutNowRequest
 	TypeSnapshot                   // InstallSnapshotRequest; its chunks follow
 	TypeChunk                      // bytes of the snapshot
+	TypePart                       // the beginning of an answer; more of it follows under the same id
+	TypePush                       // a push kind (one byte) and what it tells; the member speaks first
 )
 
 // HeaderLen is the size of a frame's header: u32 length of what follows it, u8 type, u64 id; all little-endian.
