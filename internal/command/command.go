@@ -17,16 +17,20 @@ const (
 	KindExpireSessions                 // Term, Sessions: void if the entry's term is another
 	KindClearDelay                     // Term, Path, Generation: void if the entry's term or the lock's generation is another
 	KindSet                            // Path, Data, Conds
-	KindCreate                         // Path, Data, Dir, Ephemeral
+	KindCreate                         // Path, Data, Dir, Ephemeral, ACL
 	KindCompareAndSwap                 // Path, Old (HasOld), Data
 	KindAdd                            // Path, Number (delta), Bound (maximum)
 	KindSub                            // Path, Number (delta), Bound (minimum)
 	KindDelete                         // Path, Conds
 	KindDeleteTree                     // Path
 	KindTxn                            // If, Then, Else
-	KindLock                           // Path, Mode, Try, Delay, Hold, Data (HasData: published in the same entry, for elections)
+	KindLock                           // Path, Mode, Try, Delay, Hold, Data (HasData: published in the same entry, for elections), Conds
 	KindUnlock                         // Path, Generation, LockSeq: names the owner, never frees a later one. With Seq 0 the leader's decision (MaxHold) in Term
 	KindCancelLock                     // Path, LockSeq: the waiter leaves, what was just granted is released, a copy yet to come does nothing
+	KindCellKey                        // Key: the cell's, if it has none yet
+	KindOpen                           // Path, Data, Dir, Ephemeral, ACL, Create, New, Write, ChangeACL, Conds: opens a handle; an ephemeral entry stays while it is open
+	KindCloseHandle                    // Path, OpenSeq: the handle that the Open of this sequence made; a copy of that yet to come does nothing
+	KindSetACL                         // Path, ACL, Conds
 
 	kindLast = iota // of those above
 )
@@ -53,6 +57,11 @@ type Command struct {
 	HasOld    bool // KindCompareAndSwap: false means "there is no entry"
 	Dir       bool
 	Ephemeral bool
+	ACL       ACL
+	Create    bool // KindOpen: make the entry if there is none
+	New       bool // KindOpen: there must be none
+	Write     bool // KindOpen: the handle is to write and to lock
+	ChangeACL bool // KindOpen: the handle is to change ACL names
 	Try       bool // KindLock: do not wait
 	Mode      fence.Mode
 	Number    int64
@@ -62,10 +71,12 @@ type Command struct {
 
 	Generation uint64
 	LockSeq    uint64 // the Seq of the Lock command that made the owner
+	OpenSeq    uint64 // the Seq of the Open command that made the handle
 	Term       uint64
 	Sessions   []uint64
 
 	Nonce   [16]byte
+	Key     [32]byte
 	Slot    uint32
 	Node    string // raft server id of the node that speaks for the session
 	Name    string // the session's name for people
@@ -73,10 +84,36 @@ type Command struct {
 	Grace   uint64 // milliseconds
 	Caching bool   // the session's client keeps a consistent cache
 
-	Conds []Cond // KindSet, KindDelete: about Path; all must hold
+	Conds []Cond // about Path; all must hold
 	If    []Cond // KindTxn
 	Then  []Op
 	Else  []Op
+}
+
+// ACL holds the names of an entry's access control lists; an empty one is that of the entry's parent.
+type ACL struct{ Read, Write, Change string }
+
+// Right is what an ACL grants. Rights cross log and wire: append at the end, do not renumber.
+type Right uint8
+
+const (
+	RightRead   Right = iota + 1 // see the entry: contents, Stat, children, lock, events
+	RightWrite                   // change contents, make children, delete, lock
+	RightChange                  // change the ACL names
+)
+
+// OpenRights gives the rights that a handle opened so needs. One for writing or for changing names needs no right to read
+// until it is read through.
+func OpenRights(write, change bool) []Right {
+	switch {
+	case write && change:
+		return []Right{RightWrite, RightChange}
+	case write:
+		return []Right{RightWrite}
+	case change:
+		return []Right{RightChange}
+	}
+	return []Right{RightRead}
 }
 
 // CondKind reaches disk: append at the end, do not renumber.
@@ -86,8 +123,9 @@ const (
 	CondGeneration CondKind = iota + 1 // content generation equals Generation; 0 = no entry
 	CondAbsent
 	CondExists
-	CondValue // content equals Value
-	CondHolds // Sequencer is still held; Path does not matter
+	CondValue    // content equals Value
+	CondHolds    // Sequencer is still held; Path does not matter
+	CondInstance // there is an entry, and its instance equals Generation
 )
 
 // Cond is a condition on the entry at Path (in a Txn), or on the command's own path when Path is empty.
@@ -117,6 +155,7 @@ type Op struct {
 	Data      []byte
 	Dir       bool
 	Ephemeral bool
+	ACL       ACL
 	Number    int64
 	Bound     int64
 }
@@ -145,7 +184,8 @@ const (
 	Slots          // no slot is free
 	Cancelled      // a copy of a Lock command that was cancelled
 	BadCommand     // well-formed bytes, impossible request (e.g. write to the root)
-	Permission     // the session is another principal's
+	Permission     // the session is another principal's; or an ACL (Result.Path, Right) does not grant it
+	Gone           // CondInstance failed: the entry was deleted, or deleted and made again
 )
 
 // Stat mirrors chubby.Stat.
@@ -167,7 +207,9 @@ type Entry struct {
 type Result struct {
 	Code     Code
 	Revision uint64 // the command's revision if it changed something, else the current one
-	Path     string // KindTxn: the path of the condition or operation that failed; else empty
+	// Path is, of a Txn, that of the condition or operation that failed; with Permission that of the ACL; else empty.
+	Path  string
+	Right Right // Permission: the right that the ACL of Path does not grant
 
 	Stat       Stat   // Set, Create, CompareAndSwap (also with Conflict)
 	Number     int64  // Add, Sub: the new value
@@ -175,6 +217,6 @@ type Result struct {
 	Queued     bool   // Lock: waiting in the queue
 	Slot       uint32 // AssignSlot
 	Floor      uint64 // OpenSession with SessionRefused: ids up to this one are used up
-	Succeeded  bool   // Txn: all of If held
+	Succeeded  bool   // Txn: all of If held; Open: the entry was made
 	Entries    []Entry
 }

@@ -26,13 +26,17 @@ var allConds = []Cond{
 	{Kind: CondExists},
 	{Kind: CondValue, Path: "/a", Value: []byte("v")},
 	{Kind: CondHolds, Sequencer: sequencer},
+	{Kind: CondInstance, Path: "/a", Generation: 300},
 }
+
+var acl = ACL{Read: "all", Change: "admins"}
 
 var allOps = []Op{
 	{Kind: OpGet, Path: "/a"},
 	{Kind: OpSet, Path: "/a", Data: []byte("x")},
 	{Kind: OpDelete, Path: "/a"},
 	{Kind: OpCreate, Path: "/a", Data: []byte("x"), Dir: true, Ephemeral: true},
+	{Kind: OpCreate, Path: "/a", ACL: acl},
 	{Kind: OpAdd, Path: "/a", Number: -5, Bound: math.MaxInt64},
 }
 
@@ -56,6 +60,14 @@ var commands = []Command{
 	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", Mode: fence.Shared, HasData: true, Data: []byte("me")},
 	{Kind: KindUnlock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", Generation: 300, LockSeq: 7, Term: 5},
 	{Kind: KindCancelLock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", LockSeq: 7},
+	{Kind: KindCreate, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", ACL: acl},
+	{Kind: KindLock, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/l", Mode: fence.Shared, Conds: allConds},
+	{Kind: KindCellKey, Key: [32]byte{1, 31: 2}},
+	{Kind: KindOpen, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", Data: []byte("hello"), Ephemeral: true, ACL: acl, Create: true, New: true, Conds: allConds},
+	{Kind: KindOpen, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", Dir: true, Write: true, ChangeACL: true},
+	{Kind: KindCloseHandle, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", OpenSeq: 7},
+	{Kind: KindSetACL, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", ACL: acl, Conds: allConds[:1]},
+	{Kind: KindSetACL, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b"},
 }
 
 // What the leader alone may decide is told by the first fields; every other command is anybody's.
@@ -84,7 +96,7 @@ func TestForLeader(t *testing.T) {
 func TestPrincipalOf(t *testing.T) {
 	for i := range commands {
 		c := commands[i]
-		own := c.Kind == KindBarrier || c.Kind == KindAssignSlot || c.Kind == KindExpireSessions || c.Kind == KindClearDelay
+		own := c.Kind == KindBarrier || c.Kind == KindAssignSlot || c.Kind == KindExpireSessions || c.Kind == KindClearDelay || c.Kind == KindCellKey
 		raw := Append(nil, &c)
 		if got, ok := PrincipalOf(raw); got != c.Principal || ok == own {
 			t.Errorf("kind %d of %q: %q, %v", c.Kind, c.Principal, got, ok)
@@ -112,7 +124,8 @@ var results = []Result{
 	{Code: SessionRefused, Floor: 70000},
 	{Code: NotFound, Path: "/a", Succeeded: true},
 	{Revision: 300, Succeeded: true, Entries: []Entry{{Path: "/a", Data: []byte("x"), Stat: stat}, {Path: "/b"}}},
-	{Code: 255, Revision: math.MaxUint64, Path: "p", Stat: stat, Number: math.MinInt64, Generation: 1, Queued: true, Slot: math.MaxUint32, Floor: 1, Succeeded: true, Entries: []Entry{{}}},
+	{Code: 255, Revision: math.MaxUint64, Path: "p", Stat: stat, Number: math.MinInt64, Generation: 1, Queued: true, Slot: math.MaxUint32, Floor: 1, Succeeded: true, Entries: []Entry{{}}, Right: 255},
+	{Code: Permission, Revision: 300, Path: "/a", Right: RightWrite},
 }
 
 // The bytes of version 1 are those that release 1 wrote: nothing here may change but by additions at the end.
@@ -171,7 +184,7 @@ func TestTablesAreComplete(t *testing.T) {
 	for _, c := range commands {
 		seen[c.Kind] = true
 	}
-	for k := KindBarrier; k <= KindCancelLock; k++ {
+	for k := KindBarrier; k <= KindSetACL; k++ {
 		if !seen[k] {
 			t.Errorf("kind %d is missing", k)
 		}
@@ -214,7 +227,8 @@ func TestDecodeErrors(t *testing.T) {
 		"conditions missing": {edit(len(set)-1, 3), ErrEncoding, ""},
 		"unknown condition":  {edit(len(set)-1, 1, 77, 0), ErrKind, "77"},
 		"unknown operation":  {append(Append(nil, &Command{Kind: KindTxn})[:6], 0, 1, 66, 0, 0), ErrKind, "66"},
-		"unknown flag":       {append(Append(nil, &Command{Kind: KindCreate, Path: "/a"})[:10], 4), ErrEncoding, "flags"},
+		"unknown flag":       {append(Append(nil, &Command{Kind: KindCreate, Path: "/a"})[:10], 8), ErrEncoding, "flags"},
+		"empty names":        {append(Append(nil, &Command{Kind: KindCreate, Path: "/a"})[:10], 4, 0, 0, 0), ErrEncoding, "names"},
 		"slot over 32 bits":  {append(append([]byte{1, byte(KindOpenSession), 1, 0}, make([]byte, 16)...), 255, 255, 255, 255, 16, 0, 0, 0, 0, 0), ErrEncoding, "32 bits"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -242,7 +256,7 @@ func TestDecodeErrors(t *testing.T) {
 		}
 	}
 	for name, b := range map[string]string{
-		"part that is zero": "0100000400", "unknown part": "010000800400", "empty path": "01000001" + "00",
+		"part that is zero": "0100000400", "unknown part": "010000800800", "empty path": "01000001" + "00",
 	} {
 		raw, _ := hex.DecodeString(b)
 		if _, err := DecodeResult(raw, new(Result)); !errors.Is(err, ErrEncoding) {

@@ -67,6 +67,9 @@ func Decode(b []byte, c *Command) error {
 		c.Path = r.string()
 		c.Generation = r.uvarint()
 		return r.end()
+	case KindCellKey:
+		copy(c.Key[:], r.take(keyBytes))
+		return r.end()
 	}
 	c.Session = r.uvarint()
 	c.Seq = r.uvarint()
@@ -89,8 +92,7 @@ func Decode(b []byte, c *Command) error {
 		c.Conds = r.conds(conds)
 	case KindCreate:
 		c.Data = r.bytes()
-		f := r.flags(flagDir | flagEphem)
-		c.Dir, c.Ephemeral = f&flagDir != 0, f&flagEphem != 0
+		c.Dir, c.Ephemeral, c.ACL, _ = r.making(0)
 	case KindCompareAndSwap:
 		if c.HasOld = r.flags(1) != 0; c.HasOld {
 			c.Old = r.bytes()
@@ -110,12 +112,24 @@ func Decode(b []byte, c *Command) error {
 		if c.HasData {
 			c.Data = r.bytes()
 		}
+		c.Conds = r.conds(conds)
 	case KindUnlock:
 		c.Generation = r.uvarint()
 		c.LockSeq = r.uvarint()
 		c.Term = r.uvarint()
 	case KindCancelLock:
 		c.LockSeq = r.uvarint()
+	case KindOpen:
+		c.Data = r.bytes()
+		var f byte
+		c.Dir, c.Ephemeral, c.ACL, f = r.making(flagCreate | flagNew | flagWrite | flagChange)
+		c.Create, c.New, c.Write, c.ChangeACL = f&flagCreate != 0, f&flagNew != 0, f&flagWrite != 0, f&flagChange != 0
+		c.Conds = r.conds(conds)
+	case KindCloseHandle:
+		c.OpenSeq = r.uvarint()
+	case KindSetACL:
+		c.ACL = r.acl()
+		c.Conds = r.conds(conds)
 	}
 	return r.end()
 }
@@ -227,13 +241,26 @@ func (r *reader) take(n uint64) []byte {
 func (r *reader) bytes() []byte  { return r.take(r.uvarint()) }
 func (r *reader) string() string { return string(r.bytes()) }
 
+// making reads how an entry is made. more are the further flags that may be set.
+func (r *reader) making(more byte) (dir, ephemeral bool, acl ACL, f byte) {
+	f = r.flags(flagDir | flagEphem | flagACL | more)
+	if f&flagACL != 0 {
+		if acl = r.acl(); acl == (ACL{}) {
+			r.fail("ACL names that are empty")
+		}
+	}
+	return f&flagDir != 0, f&flagEphem != 0, acl, f
+}
+
+func (r *reader) acl() ACL { return ACL{Read: r.string(), Write: r.string(), Change: r.string()} }
+
 func (r *reader) conds(list []Cond) []Cond {
 	for range r.count(OpsMax) {
 		c := Cond{Kind: CondKind(r.byte())}
 		switch {
 		case r.err != nil:
 			return nil
-		case c.Kind < CondGeneration || c.Kind > CondHolds:
+		case c.Kind < CondGeneration || c.Kind > CondInstance:
 			r.fail("%w: condition %d", ErrKind, c.Kind)
 			return nil
 		case c.Kind == CondHolds:
@@ -245,7 +272,7 @@ func (r *reader) conds(list []Cond) []Cond {
 		default:
 			c.Path = r.string()
 			switch c.Kind {
-			case CondGeneration:
+			case CondGeneration, CondInstance:
 				c.Generation = r.uvarint()
 			case CondValue:
 				c.Value = r.bytes()
@@ -272,8 +299,7 @@ func (r *reader) ops(list []Op) []Op {
 			o.Data = r.bytes()
 		case OpCreate:
 			o.Data = r.bytes()
-			f := r.flags(flagDir | flagEphem)
-			o.Dir, o.Ephemeral = f&flagDir != 0, f&flagEphem != 0
+			o.Dir, o.Ephemeral, o.ACL, _ = r.making(0)
 		case OpAdd:
 			o.Number = r.varint()
 			o.Bound = r.varint()

@@ -17,10 +17,16 @@ const (
 	EntryBytes  = 2 << 20 // bytes of a log entry
 	flagDir     = 1       // flag bits reach disk: do not renumber
 	flagEphem   = 2       // entry dies with its session
-	flagTry     = 1       // KindLock
-	flagHasData = 2       // KindLock
-	flagCaching = 1       // KindOpenSession
+	flagACL     = 4       // ACL names follow
+	flagCreate  = 8       // KindOpen, these four
+	flagNew     = 16
+	flagWrite   = 32
+	flagChange  = 64
+	flagTry     = 1 // KindLock
+	flagHasData = 2 // KindLock
+	flagCaching = 1 // KindOpenSession
 	nonceBytes  = 16
+	keyBytes    = 32
 )
 
 // Append appends the encoding of c to dst: version, kind, and those fields that the kind uses, in the order of
@@ -56,6 +62,8 @@ func Append(dst []byte, c *Command) []byte {
 		dst = binary.AppendUvarint(dst, c.Term)
 		dst = appendString(dst, c.Path)
 		return binary.AppendUvarint(dst, c.Generation)
+	case KindCellKey:
+		return append(dst, c.Key[:]...)
 	}
 	dst = binary.AppendUvarint(dst, c.Session)
 	dst = binary.AppendUvarint(dst, c.Seq)
@@ -73,7 +81,7 @@ func Append(dst []byte, c *Command) []byte {
 		dst = appendConds(dst, c.Conds)
 	case KindCreate:
 		dst = appendBytes(dst, c.Data)
-		dst = append(dst, flags(c.Dir, flagDir)|flags(c.Ephemeral, flagEphem))
+		dst = appendMaking(dst, c.Dir, c.Ephemeral, c.ACL, 0)
 	case KindCompareAndSwap:
 		dst = append(dst, flags(c.HasOld, 1))
 		if c.HasOld {
@@ -93,12 +101,23 @@ func Append(dst []byte, c *Command) []byte {
 		if c.HasData {
 			dst = appendBytes(dst, c.Data)
 		}
+		dst = appendConds(dst, c.Conds)
 	case KindUnlock:
 		dst = binary.AppendUvarint(dst, c.Generation)
 		dst = binary.AppendUvarint(dst, c.LockSeq)
 		dst = binary.AppendUvarint(dst, c.Term)
 	case KindCancelLock:
 		dst = binary.AppendUvarint(dst, c.LockSeq)
+	case KindOpen:
+		dst = appendBytes(dst, c.Data)
+		dst = appendMaking(dst, c.Dir, c.Ephemeral, c.ACL,
+			flags(c.Create, flagCreate)|flags(c.New, flagNew)|flags(c.Write, flagWrite)|flags(c.ChangeACL, flagChange))
+		dst = appendConds(dst, c.Conds)
+	case KindCloseHandle:
+		dst = binary.AppendUvarint(dst, c.OpenSeq)
+	case KindSetACL:
+		dst = appendACL(dst, &c.ACL)
+		dst = appendConds(dst, c.Conds)
 	}
 	return dst
 }
@@ -133,7 +152,7 @@ func PrincipalOf(raw []byte) (principal string, ok bool) {
 	switch kind := Kind(r.byte()); {
 	case kind == KindOpenSession, kind == KindCloseSession:
 		r.uvarint() // Session
-	case KindSet <= kind && kind <= kindLast:
+	case KindSet <= kind && kind <= kindLast && kind != KindCellKey:
 		r.uvarint() // Session
 		r.uvarint() // Seq
 		r.uvarint() // AckedBelow
@@ -155,7 +174,7 @@ func appendConds(dst []byte, conds []Cond) []byte {
 		}
 		dst = appendString(dst, c.Path)
 		switch c.Kind {
-		case CondGeneration:
+		case CondGeneration, CondInstance:
 			dst = binary.AppendUvarint(dst, c.Generation)
 		case CondValue:
 			dst = appendBytes(dst, c.Value)
@@ -175,13 +194,27 @@ func appendOps(dst []byte, ops []Op) []byte {
 			dst = appendBytes(dst, o.Data)
 		case OpCreate:
 			dst = appendBytes(dst, o.Data)
-			dst = append(dst, flags(o.Dir, flagDir)|flags(o.Ephemeral, flagEphem))
+			dst = appendMaking(dst, o.Dir, o.Ephemeral, o.ACL, 0)
 		case OpAdd:
 			dst = binary.AppendVarint(dst, o.Number)
 			dst = binary.AppendVarint(dst, o.Bound)
 		}
 	}
 	return dst
+}
+
+// appendMaking writes how an entry is made: flags, and ACL names where there are any.
+func appendMaking(dst []byte, dir, ephemeral bool, acl ACL, more byte) []byte {
+	named := acl != (ACL{})
+	dst = append(dst, more|flags(dir, flagDir)|flags(ephemeral, flagEphem)|flags(named, flagACL))
+	if named {
+		dst = appendACL(dst, &acl)
+	}
+	return dst
+}
+
+func appendACL(dst []byte, a *ACL) []byte {
+	return appendString(appendString(appendString(dst, a.Read), a.Write), a.Change)
 }
 
 // appendSequencer writes no checksum: the log has its own.

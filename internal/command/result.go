@@ -18,7 +18,8 @@ const (
 	hasFloor
 	hasSucceeded // no bytes follow
 	hasEntries
-	hasEnd // first unknown bit
+	hasRight // a byte
+	hasEnd   // first unknown bit
 )
 
 // AppendResult appends the encoding of r to dst. It keeps no part of r.
@@ -54,6 +55,9 @@ func AppendResult(dst []byte, r *Result) []byte {
 			dst = appendStat(dst, &e.Stat)
 		}
 	}
+	if mask&hasRight != 0 {
+		dst = append(dst, byte(r.Right))
+	}
 	return dst
 }
 
@@ -61,7 +65,7 @@ func (r *Result) mask() uint64 {
 	var mask uint64
 	for bit, set := range [...]bool{
 		r.Path != "", r.Stat != Stat{}, r.Number != 0, r.Generation != 0, r.Queued,
-		r.Slot != 0, r.Floor != 0, r.Succeeded, len(r.Entries) > 0,
+		r.Slot != 0, r.Floor != 0, r.Succeeded, len(r.Entries) > 0, r.Right != 0,
 	} {
 		if set {
 			mask |= 1 << bit
@@ -124,6 +128,9 @@ func DecodeResult(b []byte, r *Result) (rest []byte, err error) {
 			}
 			r.Entries = append(r.Entries, e)
 		}
+	}
+	if mask&hasRight != 0 {
+		r.Right = Right(d.byte())
 	}
 	if d.err == nil && r.mask() != mask {
 		d.fail("a part that is zero")

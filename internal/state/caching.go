@@ -11,8 +11,8 @@ func (s *State) Caches(session uint64, nonce [16]byte) bool {
 	return ok && v.caching && v.nonce == nonce
 }
 
-// Belongings gives the paths of all that the end of the session may change, sorted: its ephemeral entries, and the locks
-// that it holds or waits for.
+// Belongings gives the paths of all that the end of the session may change, sorted: its ephemeral entries, those that
+// it has open, and the locks that it holds or waits for.
 func (s *State) Belongings(session uint64) []string {
 	key := key64(session)
 	var paths []string
@@ -21,6 +21,10 @@ func (s *State) Belongings(session uint64) []string {
 		return true
 	})
 	s.owners.prefix(key, func(_ string, o *owner) bool {
+		paths = append(paths, o.path)
+		return true
+	})
+	s.opens.prefix(key, func(_ string, o *open) bool {
 		paths = append(paths, o.path)
 		return true
 	})

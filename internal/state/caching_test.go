@@ -62,8 +62,9 @@ func TestBelongings(t *testing.T) {
 	do(2, command.Command{Kind: command.KindLock, Path: "/mine", Mode: fence.Exclusive})
 	do(2, command.Command{Kind: command.KindLock, Path: "/other", Mode: fence.Exclusive})
 	do(1, command.Command{Kind: command.KindLock, Path: "/other", Mode: fence.Exclusive})
+	do(1, command.Command{Kind: command.KindOpen, Path: "/open", Create: true, Ephemeral: true})
 	s, _ := m.Publish()
-	if got, want := s.Belongings(1), []string{"/held", "/mine", "/other"}; !slices.Equal(got, want) {
+	if got, want := s.Belongings(1), []string{"/held", "/mine", "/open", "/other"}; !slices.Equal(got, want) {
 		t.Errorf("Belongings(1) = %q, want %q", got, want)
 	}
 	if got := s.Belongings(3); len(got) > 0 {

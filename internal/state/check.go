@@ -29,6 +29,8 @@ func (s *State) Check() error {
 	c.checkSessions()
 	c.checkLocks()
 	c.checkIndex()
+	c.checkOpens()
+	c.want(len(c.key) == 0 || len(c.key) == keySize, "a key of %d bytes", len(c.key))
 	c.want(s.mark.Index <= s.index && s.mark.Index%markEvery == 0, "mark at %d, index %d", s.mark.Index, s.index)
 	return errors.Join(c.errs...)
 }
@@ -37,6 +39,8 @@ func (s *State) Check() error {
 func (c *checker) checkEntries() {
 	n, size, ephemerals := 0, int64(0), 0
 	root := c.entry("/")
+	lists := c.entry(aclDir)
+	c.want(c.guarded == (lists != nil && lists.dir), "ACLs are on: %v, and %s is %+v", c.guarded, aclDir, lists)
 	c.want(root != nil && root.dir && !root.ephemeral, "no root directory")
 	parent := root // of the last entry: siblings stand side by side
 	c.entries.all(func(key string, e *entry) bool {
@@ -95,8 +99,10 @@ func (c *checker) unsound(e *entry) string {
 		return "made or changed by commands to come"
 	case e.generation > e.revision || e.lockGen > e.revision || e.aclGen > e.revision:
 		return "a number beyond its revision"
-	case e.abandoned():
-		return "empty, and its session ended"
+	case c.abandoned(e):
+		return "ephemeral, and nothing keeps it"
+	case e.acl != nil && (*e.acl == command.ACL{} || !areListNames(*e.acl)):
+		return "bad ACL names"
 	}
 	if !e.dir {
 		switch { // that nothing is below it, the entries below would tell
@@ -106,8 +112,6 @@ func (c *checker) unsound(e *entry) string {
 			return "wrong checksum"
 		case e.generation < e.instance:
 			return "written before it was made"
-		case e.ephemeral && e.session == 0:
-			return "an ephemeral file without a session"
 		}
 		return ""
 	}
@@ -220,10 +224,23 @@ func (c *checker) checkLocks() {
 	c.want(shut == c.delays.len(), "%d shut locks indexed, %d found", c.delays.len(), shut)
 }
 
+func (c *checker) checkOpens() {
+	c.opens.all(func(key string, o *open) bool {
+		c.want(key == key128(o.session, o.seq) && o.seq > 0, "handle %d/%d is under key %x", o.session, o.seq, key)
+		c.want(c.sessions.has(key64(o.session)), "handle %d/%d outlived its session", o.session, o.seq)
+		e := c.entry(o.path)
+		c.want(e != nil && e.ephemeral && e.instance == o.instance, "handle %d/%d is on instance %d of %s: %+v", o.session, o.seq, o.instance, o.path, e)
+		found, _ := c.openers.get(openKey(o))
+		c.want(found == o, "handle %d/%d on %s is not indexed", o.session, o.seq, o.path)
+		return true
+	})
+	c.want(c.opens.len() == c.openers.len(), "%d handles, %d indexed", c.opens.len(), c.openers.len())
+}
+
 func (c *checker) checkOwner(key, path string, o *owner) {
 	c.want(o.path == path && key == ticketKey(path, o.ticket), "%s: owner %d/%d of %s", path, o.session, o.seq, o.path)
 	c.want(c.sessions.has(key64(o.session)) && o.seq > 0, "%s: session %d of an owner does not live", path, o.session)
 	c.want(0 < o.ticket && o.ticket <= c.revision && o.since <= c.revision, "%s: owner %d/%d of revisions to come", path, o.session, o.seq)
 	found, _ := c.owners.get(key128(o.session, o.seq))
-	c.want(found == o, "%s: owner %d/%d is not indexed", path, o.session, o.seq)
+	c.want(found == o && (!o.held() || o.instance == 0), "%s: owner %d/%d is not indexed", path, o.session, o.seq)
 }

@@ -2,7 +2,7 @@ package state
 
 import "github.com/chubbygo/chubby/internal/command"
 
-// EventKind is what happened. The first six have the numbers of chubby.EventKind.
+// EventKind is what happened. The first seven have the numbers of chubby.EventKind.
 type EventKind uint8
 
 const (
@@ -12,6 +12,7 @@ const (
 	LockAcquired  // Session, Seq, Generation: the owner it was granted to; Entry, if there is one
 	LockReleased  // Session, Seq, Generation: the owner that had it, whatever ended it; Entry, if there is one
 	LockContended // Session, Seq: the owner that began to wait; Generation: what it waits for; Entry, if there is one
+	ACLChanged    // Entry: its ACL names were changed
 )
 
 // What only the cell's own nodes hear of.

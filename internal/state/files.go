@@ -20,6 +20,10 @@ const (
 	noteSession
 	noteEnded
 	noteSlot
+	noteOpen
+	noteShut
+	noteKey
+	noteACL
 )
 
 func refuse(code command.Code) command.Result { return command.Result{Code: code} }
@@ -37,6 +41,14 @@ func (m *Machine) put(old, e *entry) {
 	m.w.counts.Bytes += e.bytes()
 	m.w.entries.set(treeKey(e.path), e)
 	m.touch(e.path)
+	if e.path == aclDir {
+		m.w.guarded = e.dir
+	}
+	if e.acl != nil && (old == nil || old.acl != e.acl) {
+		m.note(noteACL, e.acl.Read)
+		m.note(noteACL, e.acl.Write)
+		m.note(noteACL, e.acl.Change)
+	}
 	m.note(noteEntry, e.path, e.instance, e.generation, e.lockGen, e.aclGen, e.revision, e.checksum, uint64(e.children))
 }
 
@@ -53,17 +65,19 @@ func (m *Machine) parents(path string) command.Code {
 	}
 }
 
-// make makes an entry, and missing parents as permanent directories. The caller has asked parents.
-func (m *Machine) make(e entry) *entry {
+// make makes an entry, and missing parents as permanent directories. It takes from its parent the ACL names that it is not
+// given. The caller has asked parents.
+func (m *Machine) make(e entry, given command.ACL) *entry {
 	parent := m.w.entry(parentOf(e.path))
 	if parent == nil {
-		parent = m.make(entry{path: parentOf(e.path), dir: true})
+		parent = m.make(entry{path: parentOf(e.path), dir: true}, command.ACL{})
 	}
 	p := *parent
 	p.children++
 	p.revision = m.now
 	m.put(parent, &p)
 
+	e.acl = inherit(given, p.acl)
 	e.instance, e.revision = m.now, m.now
 	if !e.dir {
 		e.generation = m.now
@@ -84,7 +98,7 @@ func (m *Machine) make(e entry) *entry {
 // write puts data into the file at path and makes it if e, the present entry, is nil.
 func (m *Machine) write(e *entry, path string, data []byte) *entry {
 	if e == nil {
-		return m.make(entry{path: path, data: data})
+		return m.make(entry{path: path, data: data}, command.ACL{})
 	}
 	n := *e
 	n.data, n.checksum = data, xxhash.Checksum64(data)
@@ -94,7 +108,8 @@ func (m *Machine) write(e *entry, path string, data []byte) *entry {
 	return &n
 }
 
-// remove takes an entry without children out of the tree, and with its last child a directory that waits for that.
+// remove takes an entry without children out of the tree, with the handles on it, and with its last child a directory that
+// waits for that.
 func (m *Machine) remove(e *entry) {
 	m.w.entries.delete(treeKey(e.path))
 	m.touch(e.path)
@@ -102,6 +117,12 @@ func (m *Machine) remove(e *entry) {
 	m.w.counts.Bytes -= e.bytes()
 	if e.session != 0 {
 		m.w.ephemerals.delete(key64(e.session) + e.path)
+	}
+	if e.ephemeral {
+		m.shutAll(e.path)
+	}
+	if e.path == aclDir {
+		m.w.guarded = false
 	}
 	m.note(noteGone, e.path)
 	m.emit(Event{Kind: Deleted, Path: e.path, Entry: command.Entry{Path: e.path}})
@@ -111,13 +132,10 @@ func (m *Machine) remove(e *entry) {
 	p.children--
 	p.revision = m.now
 	m.put(parent, &p)
-	if p.abandoned() {
+	if m.w.abandoned(&p) {
 		m.remove(&p)
 	}
 }
-
-// abandoned reports whether e is an ephemeral directory whose session ended and whose last child is gone.
-func (e *entry) abandoned() bool { return e.dir && e.ephemeral && e.session == 0 && e.children == 0 }
 
 // heldWithin reports whether the lock of path, or of anything below it, is held.
 func (m *Machine) heldWithin(path string, below bool) bool {
@@ -137,18 +155,23 @@ func (m *Machine) heldWithin(path string, below bool) bool {
 // holdsAll judges the conditions in their order: OK, or the code and path of the first that fails.
 func (m *Machine) holdsAll(conds []command.Cond, path string) (command.Code, string) {
 	for i := range conds {
-		at := conds[i].Path
-		if at == "" {
-			at = path
-		}
-		if conds[i].Kind == command.CondHolds {
-			at = conds[i].Sequencer.Path
-		}
+		at := about(&conds[i], path)
 		if code := m.holds(&conds[i], at); code != command.OK {
 			return code, at
 		}
 	}
 	return command.OK, ""
+}
+
+// about is the path that a condition asks about, in a command about path.
+func about(c *command.Cond, path string) string {
+	switch {
+	case c.Kind == command.CondHolds:
+		return c.Sequencer.Path
+	case c.Path != "":
+		return c.Path
+	}
+	return path
 }
 
 func (m *Machine) holds(c *command.Cond, path string) command.Code {
@@ -181,6 +204,11 @@ func (m *Machine) holds(c *command.Cond, path string) command.Code {
 		ok = e != nil && c.Generation == e.generation
 	case command.CondValue:
 		ok = e != nil && !e.dir && bytes.Equal(c.Value, e.data)
+	case command.CondInstance:
+		if e == nil || e.instance != c.Generation {
+			return command.Gone
+		}
+		return command.OK
 	}
 	switch {
 	case e == nil:
@@ -206,7 +234,7 @@ func (m *Machine) set(c *command.Command) command.Result {
 	if !fits(c.Path) {
 		return refuse(command.BadCommand)
 	}
-	if code, _ := m.holdsAll(c.Conds, c.Path); code != command.OK {
+	if code := m.judge(c, command.RightWrite); code != command.OK {
 		return refuse(code)
 	}
 	e, code := m.doSet(c.Path, c.Data)
@@ -214,6 +242,18 @@ func (m *Machine) set(c *command.Command) command.Result {
 		return refuse(code)
 	}
 	return command.Result{Stat: e.stat()}
+}
+
+// judge asks whether who asks has the right at the command's path, and then whether its conditions hold.
+func (m *Machine) judge(c *command.Command, right command.Right) command.Code {
+	if code := m.may(c.Path, right); code != command.OK {
+		return code
+	}
+	if code := m.mayAsk(c.Conds, c.Path); code != command.OK {
+		return code
+	}
+	code, _ := m.holdsAll(c.Conds, c.Path)
+	return code
 }
 
 func (m *Machine) doSet(path string, data []byte) (*entry, command.Code) {
@@ -225,32 +265,49 @@ func (m *Machine) doSet(path string, data []byte) (*entry, command.Code) {
 }
 
 func (m *Machine) create(c *command.Command) command.Result {
-	e, code := m.doCreate(c.Path, c.Data, c.Dir, c.Ephemeral, c.Session)
+	if !fits(c.Path) {
+		return refuse(command.BadCommand)
+	}
+	if code := m.mayMake(c.Path); code != command.OK {
+		return refuse(code)
+	}
+	e, code := m.createOwned(entry{path: c.Path, data: c.Data, dir: c.Dir, ephemeral: c.Ephemeral}, c.ACL)
 	if code != command.OK {
 		return refuse(code)
 	}
 	return command.Result{Stat: e.stat()}
 }
 
-func (m *Machine) doCreate(path string, data []byte, dir, ephemeral bool, session uint64) (*entry, command.Code) {
-	if !fits(path) || dir && len(data) > 0 || ephemeral && session == 0 {
+// createOwned is doCreate of an entry that, if it is ephemeral, belongs to the session that asks.
+func (m *Machine) createOwned(e entry, acl command.ACL) (*entry, command.Code) {
+	if e.ephemeral {
+		if e.session = m.cmd.Session; e.session == 0 {
+			return nil, command.BadCommand
+		}
+	}
+	return m.doCreate(e, acl)
+}
+
+func (m *Machine) doCreate(e entry, acl command.ACL) (*entry, command.Code) {
+	if !fits(e.path) || e.dir && len(e.data) > 0 || !areListNames(acl) {
 		return nil, command.BadCommand
 	}
-	if m.w.entry(path) != nil {
+	if m.w.entry(e.path) != nil {
 		return nil, command.Exists
 	}
-	if code := m.parents(path); code != command.OK {
+	if code := m.parents(e.path); code != command.OK {
 		return nil, code
 	}
-	if !ephemeral {
-		session = 0
-	}
-	return m.make(entry{path: path, data: keep(data), dir: dir, ephemeral: ephemeral, session: session}), command.OK
+	e.data = keep(e.data)
+	return m.make(e, acl), command.OK
 }
 
 func (m *Machine) compareAndSwap(c *command.Command) command.Result {
 	if !fits(c.Path) {
 		return refuse(command.BadCommand)
+	}
+	if code := m.may(c.Path, command.RightWrite); code != command.OK {
+		return refuse(code)
 	}
 	e := m.w.entry(c.Path)
 	switch {
@@ -269,11 +326,25 @@ func (m *Machine) compareAndSwap(c *command.Command) command.Result {
 }
 
 func (m *Machine) add(c *command.Command) command.Result {
+	if code := m.mayCount(c.Path); code != command.OK {
+		return refuse(code)
+	}
 	_, n, code := m.doAdd(c.Path, c.Number, c.Bound)
 	return command.Result{Code: code, Number: n}
 }
 
+// mayCount judges whether who asks may add to the number at path.
+func (m *Machine) mayCount(path string) command.Code {
+	if !fits(path) {
+		return command.BadCommand
+	}
+	return m.may(path, command.RightWrite)
+}
+
 func (m *Machine) sub(c *command.Command) command.Result {
+	if code := m.mayCount(c.Path); code != command.OK {
+		return refuse(code)
+	}
 	e, n, code := m.number(c.Path, c.Number)
 	switch {
 	case code != command.OK:
@@ -321,7 +392,7 @@ func (m *Machine) delete(c *command.Command) command.Result {
 	if !fits(c.Path) {
 		return refuse(command.BadCommand)
 	}
-	if code, _ := m.holdsAll(c.Conds, c.Path); code != command.OK {
+	if code := m.judge(c, command.RightWrite); code != command.OK {
 		return refuse(code)
 	}
 	return refuse(m.doDelete(c.Path))
@@ -345,14 +416,23 @@ func (m *Machine) deleteTree(c *command.Command) command.Result {
 	if !fits(c.Path) {
 		return refuse(command.BadCommand)
 	}
+	if code := m.may(c.Path, command.RightWrite); code != command.OK {
+		return refuse(code)
+	}
 	e := m.w.entry(c.Path)
-	switch {
-	case e == nil:
+	if e == nil {
 		return refuse(command.NotFound)
-	case m.heldWithin(c.Path, true):
+	}
+	tree := m.tree(e, nil)
+	for i := range tree {
+		if code := m.may(tree[i].path, command.RightWrite); code != command.OK {
+			return refuse(code)
+		}
+	}
+	if m.heldWithin(c.Path, true) {
 		return refuse(command.LockHeld)
 	}
-	for _, e := range m.tree(e, nil) {
+	for _, e := range tree {
 		// Its record has changed as its children went, and with the last of them an abandoned directory went by itself.
 		if e = m.w.entry(e.path); e != nil {
 			m.remove(e)

@@ -46,6 +46,9 @@ func (m *Machine) lock(c *command.Command) command.Result {
 	if !fits(c.Path) || c.Session == 0 || c.Mode != fence.Exclusive && c.Mode != fence.Shared {
 		return refuse(command.BadCommand)
 	}
+	if code := m.judge(c, command.RightWrite); code != command.OK {
+		return refuse(code)
+	}
 	if c.HasData {
 		if code := m.writable(m.w.entry(c.Path), c.Path); code != command.OK {
 			return refuse(code)
@@ -57,6 +60,11 @@ func (m *Machine) lock(c *command.Command) command.Result {
 		return refuse(command.LockHeld)
 	}
 	o := &owner{session: c.Session, seq: c.Seq, path: c.Path, ticket: m.now, mode: c.Mode, delay: c.Delay, hold: c.Hold, publish: c.HasData, data: keep(c.Data)}
+	for i := range c.Conds {
+		if cond := &c.Conds[i]; cond.Kind == command.CondInstance && about(cond, c.Path) == c.Path {
+			o.instance = cond.Generation
+		}
+	}
 	if free {
 		m.grant(o)
 		return command.Result{Generation: m.lockOf(c.Path).generation}
@@ -74,7 +82,7 @@ func (m *Machine) lock(c *command.Command) command.Result {
 // grant makes o, which is not in the queue, a holder.
 func (m *Machine) grant(o *owner) {
 	held := *o
-	held.since, held.publish, held.data = m.now, false, nil
+	held.since, held.publish, held.data, held.instance = m.now, false, nil, 0
 	l := m.lockOf(o.path)
 	first := l.holders == 0
 	if first {
@@ -110,14 +118,11 @@ func (m *Machine) settle(path string) {
 		}
 		m.unqueue(o)
 		s := m.session(o.session)
-		if o.publish {
-			// The tree may have changed since the command came. A grant without the publication would lie to observers.
-			if code := m.writable(m.w.entry(path), path); code != command.OK {
-				m.w.owners.delete(key128(o.session, o.seq))
-				s.remember(o.seq, &command.Result{Code: code, Revision: m.now})
-				m.emitLock(LockRefused, o, 0)
-				continue
-			}
+		if code := m.grantable(o); code != command.OK {
+			m.w.owners.delete(key128(o.session, o.seq))
+			s.remember(o.seq, &command.Result{Code: code, Revision: m.now})
+			m.emitLock(LockRefused, o, 0)
+			continue
 		}
 		m.grant(o)
 		s.remember(o.seq, &command.Result{Revision: m.now, Generation: m.lockOf(path).generation})
@@ -126,6 +131,19 @@ func (m *Machine) settle(path string) {
 		m.w.locks.delete(path)
 		m.note(noteLock, path)
 	}
+}
+
+// grantable looks again at what a waiter asked for: the tree may have changed since its command came. A grant without the
+// publication would lie to observers, and one for another entry of the same path to the holder of a handle.
+func (m *Machine) grantable(o *owner) command.Code {
+	e := m.w.entry(o.path)
+	if o.instance != 0 && (e == nil || e.instance != o.instance) {
+		return command.Gone
+	}
+	if o.publish {
+		return m.writable(e, o.path)
+	}
+	return command.OK
 }
 
 // unqueue takes a waiter out of the queue; it stays among the owners.

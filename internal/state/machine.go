@@ -24,6 +24,10 @@ type Machine struct {
 	changed bool
 	changes []byte // digest of what it changed, for the state hash
 	cmd     command.Command
+	denied  struct { // what may refused last
+		path  string
+		right command.Right
+	}
 }
 
 // NewMachine returns a writer that goes on from s, which stays as it is, but for its index.
@@ -40,6 +44,8 @@ func NewMachine(s *State) *Machine {
 	m.w.slots = s.slots.fork()
 	m.w.nodes = s.nodes.fork()
 	m.w.floors = s.floors.fork()
+	m.w.opens = s.opens.fork()
+	m.w.openers = s.openers.fork()
 	return m
 }
 
@@ -61,6 +67,8 @@ func (m *Machine) Publish() (*State, []Event) {
 	s.slots = m.w.slots.publish(m.last.slots)
 	s.nodes = m.w.nodes.publish(m.last.nodes)
 	s.floors = m.w.floors.publish(m.last.floors)
+	s.opens = m.w.opens.publish(m.last.opens)
+	s.openers = m.w.openers.publish(m.last.openers)
 	m.reindex() // before anybody has s
 	m.last = &s
 	m.batch = new(batch)
@@ -132,7 +140,7 @@ func (m *Machine) emit(e Event) {
 func (m *Machine) answer(c *command.Command) (r command.Result) {
 	switch c.Kind {
 	case command.KindBarrier, command.KindAssignSlot, command.KindOpenSession, command.KindCloseSession,
-		command.KindExpireSessions, command.KindClearDelay:
+		command.KindExpireSessions, command.KindClearDelay, command.KindCellKey:
 		r = m.execute(c)
 		if r.Revision == 0 {
 			r.Revision = m.revision()
@@ -179,6 +187,14 @@ func (m *Machine) answer(c *command.Command) (r command.Result) {
 }
 
 func (m *Machine) execute(c *command.Command) command.Result {
+	r := m.decide(c)
+	if r.Code == command.Permission && c.Kind != command.KindCloseSession {
+		r.Path, r.Right = m.denied.path, m.denied.right
+	}
+	return r
+}
+
+func (m *Machine) decide(c *command.Command) command.Result {
 	switch c.Kind {
 	case command.KindAssignSlot:
 		return m.assignSlot(c)
@@ -216,6 +232,14 @@ func (m *Machine) execute(c *command.Command) command.Result {
 		return m.unlock(c)
 	case command.KindCancelLock:
 		return m.cancelLock(c)
+	case command.KindCellKey:
+		return m.setKey(c)
+	case command.KindOpen:
+		return m.open(c)
+	case command.KindCloseHandle:
+		return m.closeHandle(c)
+	case command.KindSetACL:
+		return m.setACL(c)
 	}
 	return command.Result{} // Barrier: its entry's term is noted
 }

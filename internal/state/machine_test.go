@@ -568,7 +568,7 @@ func TestHolds(t *testing.T) {
 
 func TestViews(t *testing.T) {
 	s := sample(t)
-	if s.Cell() != "local" || s.Epoch() != 7 || s.Index() != 13 || s.Term() != 1 || s.Revision() == 0 {
+	if s.Cell() != "local" || s.Epoch() != 7 || s.Index() != 21 || s.Term() != 1 || s.Revision() == 0 {
 		t.Errorf("%s %d %d %d %d", s.Cell(), s.Epoch(), s.Index(), s.Term(), s.Revision())
 	}
 	for _, path := range []string{"", "x", "/none", "//"} {
@@ -625,6 +625,16 @@ func TestCheckFinds(t *testing.T) {
 		"owner not indexed":  func(s *State) { s.owners.delete(key128(2, 1)) },
 		"owner not listed":   func(s *State) { s.waiters.delete(ticketKey("/a/b", s.ticket(2, 1))) },
 		"slot":               func(s *State) { s.nodes.set("n", 3) },
+		"key":                func(s *State) { s.key = "short" },
+		"ACLs off":           func(s *State) { s.guarded = false },
+		"empty names":        func(s *State) { edit(s, "/a/b", func(e *entry) { e.acl = new(command.ACL) }) },
+		"bad names":          func(s *State) { edit(s, "/a/b", func(e *entry) { e.acl = &command.ACL{Write: "a/b"} }) },
+		"handle not indexed": func(s *State) { s.openers.delete("/h\x00" + key128(2, 4)) },
+		"handle of nobody":   func(s *State) { o, _ := s.opens.get(key128(2, 4)); o.session = 9 },
+		"another's handle":   func(s *State) { o, _ := s.opens.get(key128(2, 4)); o.instance++ },
+		"handle index":       func(s *State) { s.openers.set("/q", &open{}) },
+		"not open any more":  func(s *State) { s.opens, s.openers = newOmap[*open](), newOmap[*open]() },
+		"holder of instance": func(s *State) { o, _ := s.owners.get(key128(1, 2)); o.instance = 1 },
 		"mark":               func(s *State) { s.mark.Index = 5000 },
 		"window":             func(s *State) { v, _ := s.sessions.get(key64(1)); v.bytes++ },
 		"answer":             func(s *State) { v, _ := s.sessions.get(key64(1)); v.answers[0].raw[0] = 9 },

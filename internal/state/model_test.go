@@ -23,11 +23,16 @@ type model struct {
 	owners   []*modelOwner
 	locks    map[string]modelLock
 	nodes    []string
+	opens    []modelOpen
+	key      string
+	denied   command.Result
 }
 
 type modelFile struct {
 	data                                             string
 	instance, generation, lockGen, revision, session uint64
+	aclGen                                           uint64
+	acl                                              command.ACL
 	dir, ephemeral                                   bool
 }
 
@@ -44,6 +49,7 @@ type modelOwner struct {
 	path, data                        string
 	mode                              fence.Mode
 	publish, held                     bool
+	instance                          uint64
 }
 
 type modelLock struct{ generation, delay uint64 }
@@ -65,7 +71,7 @@ func (m *model) apply(term uint64, c *command.Command) command.Result {
 		if m.changed {
 			r.Revision = m.now()
 		}
-		if s := m.sessions[c.Session]; s != nil && c.Seq > 0 && c.Kind >= command.KindSet && r.Code != command.WindowFull && r.Code != command.Old && r.Code != command.Permission && !r.Queued && c.Seq >= s.acked {
+		if s := m.sessions[c.Session]; s != nil && c.Seq > 0 && c.Kind >= command.KindSet && r.Code != command.WindowFull && r.Code != command.Old && !r.Queued && c.Seq >= s.acked {
 			s.answers[c.Seq] = r
 		}
 	}
@@ -125,6 +131,14 @@ func (m *model) answer(term uint64, c *command.Command) (r command.Result, store
 		m.changed = true
 		m.settle()
 		return r, false
+	case command.KindCellKey:
+		if c.Key == [32]byte{} {
+			return command.Result{Code: command.BadCommand}, false
+		}
+		if m.key == "" {
+			m.key, m.changed = string(c.Key[:]), true
+		}
+		return r, false
 	}
 	if c.Session == 0 || c.Kind == command.KindUnlock && c.Seq == 0 {
 		return m.execute(term, c), false
@@ -134,7 +148,7 @@ func (m *model) answer(term uint64, c *command.Command) (r command.Result, store
 		return command.Result{Code: command.SessionExpired}, false
 	}
 	if s.by != c.Principal {
-		return command.Result{Code: command.Permission}, false
+		return command.Result{Code: command.Permission, Revision: m.revision}, true // which is not remembered
 	}
 	if c.Seq == 0 {
 		return command.Result{Code: command.BadCommand}, false
@@ -173,8 +187,43 @@ func (m *model) execute(term uint64, c *command.Command) command.Result {
 	if c.Kind == command.KindTxn {
 		return m.txn(c)
 	}
-	if c.Path == "/" || !valid(c.Path) {
+	rootToo := c.Kind == command.KindOpen || c.Kind == command.KindSetACL || c.Kind == command.KindCloseHandle
+	if c.Path == "/" && !rootToo || !valid(c.Path) {
 		return bad
+	}
+	if !validNames(c.ACL) && c.Kind == command.KindSetACL {
+		return bad
+	}
+	if c.Kind == command.KindLock && (c.Session == 0 || c.Mode != fence.Exclusive && c.Mode != fence.Shared) {
+		return bad
+	}
+	switch c.Kind {
+	case command.KindSet, command.KindCompareAndSwap, command.KindAdd, command.KindSub, command.KindDelete, command.KindLock, command.KindDeleteTree:
+		if !m.may(c.Principal, c.Path, command.RightWrite) {
+			return m.denied
+		}
+	case command.KindCreate:
+		if !m.may(c.Principal, parentOf(c.Path), command.RightWrite) {
+			return m.denied
+		}
+	case command.KindSetACL:
+		if !m.may(c.Principal, c.Path, command.RightChange) {
+			return m.denied
+		}
+	}
+	if len(c.Conds) > 0 && c.Kind != command.KindOpen && c.Kind != command.KindSetACL {
+		for _, cond := range c.Conds {
+			if !m.mayAsk(c.Principal, cond, c.Path) {
+				return m.denied
+			}
+		}
+	}
+	if c.Kind == command.KindLock || c.Kind == command.KindSetACL {
+		for _, cond := range c.Conds {
+			if code := m.cond(cond, c.Path); code != command.OK {
+				return command.Result{Code: code}
+			}
+		}
 	}
 	switch c.Kind {
 	case command.KindSet, command.KindDelete:
@@ -193,7 +242,7 @@ func (m *model) execute(term uint64, c *command.Command) command.Result {
 		}
 		return command.Result{Stat: e.Stat}
 	case command.KindCreate:
-		e, code := m.op(command.Op{Kind: command.OpCreate, Path: c.Path, Data: c.Data, Dir: c.Dir, Ephemeral: c.Ephemeral}, c.Session)
+		e, code := m.op(command.Op{Kind: command.OpCreate, Path: c.Path, Data: c.Data, Dir: c.Dir, Ephemeral: c.Ephemeral, ACL: c.ACL}, c.Session)
 		return command.Result{Code: code, Stat: e.Stat}
 	case command.KindCompareAndSwap:
 		f, ok := m.files[c.Path]
@@ -212,28 +261,34 @@ func (m *model) execute(term uint64, c *command.Command) command.Result {
 		if _, ok := m.files[c.Path]; !ok {
 			return command.Result{Code: command.NotFound}
 		}
+		for _, p := range m.tree(c.Path) {
+			if !m.may(c.Principal, p, command.RightWrite) {
+				return m.denied
+			}
+		}
 		for _, o := range m.owners {
 			if o.held && (o.path == c.Path || strings.HasPrefix(o.path, c.Path+"/")) {
 				return command.Result{Code: command.LockHeld}
 			}
 		}
-		for p := range maps.Clone(m.files) {
-			if strings.HasPrefix(p, c.Path+"/") {
-				delete(m.files, p)
+		for _, p := range m.tree(c.Path) {
+			if _, ok := m.files[p]; ok {
+				m.remove(p)
 			}
 		}
-		m.remove(c.Path)
 		return command.Result{}
 	case command.KindLock:
-		if c.Session == 0 || c.Mode != fence.Exclusive && c.Mode != fence.Shared {
-			return bad
-		}
 		if c.HasData {
 			if code := m.writable(c.Path); code != command.OK {
 				return command.Result{Code: code}
 			}
 		}
 		o := &modelOwner{session: c.Session, seq: c.Seq, ticket: m.now(), delay: c.Delay, hold: c.Hold, path: c.Path, data: string(c.Data), mode: c.Mode, publish: c.HasData}
+		for _, cond := range c.Conds {
+			if cond.Kind == command.CondInstance && (cond.Path == "" || cond.Path == c.Path) {
+				o.instance = cond.Generation
+			}
+		}
 		if len(m.at(c.Path, false)) > 0 || !m.admits(o) {
 			if c.Try {
 				return command.Result{Code: command.LockHeld}
@@ -284,6 +339,26 @@ func (m *model) execute(term uint64, c *command.Command) command.Result {
 			s.answers[c.LockSeq] = mark
 		}
 		return command.Result{}
+	case command.KindOpen, command.KindCloseHandle:
+		if c.Session == 0 {
+			return bad
+		}
+		if c.Kind == command.KindOpen {
+			return m.open(c)
+		}
+		return m.shut(c)
+	case command.KindSetACL:
+		f, ok := m.files[c.Path]
+		if !ok {
+			return command.Result{Code: command.NotFound}
+		}
+		f.acl, f.aclGen = c.ACL, m.now()
+		if c.Path != "/" {
+			f.acl = m.inherited(c.Path, c.ACL)
+		}
+		m.files[c.Path] = f
+		m.touch(c.Path)
+		return command.Result{Stat: m.stat(c.Path)}
 	}
 	return bad
 }
@@ -304,7 +379,7 @@ func (m *model) stat(path string) command.Stat {
 		return command.Stat{}
 	}
 	s := command.Stat{
-		Instance: f.instance, Generation: f.generation, LockGeneration: f.lockGen, Revision: f.revision, Size: len(f.data),
+		Instance: f.instance, Generation: f.generation, LockGeneration: f.lockGen, ACLGeneration: f.aclGen, Revision: f.revision, Size: len(f.data),
 		Children: len(m.children(path)), Dir: f.dir, Ephemeral: f.ephemeral,
 	}
 	if !f.dir {
@@ -342,6 +417,7 @@ func (m *model) add(path string, f modelFile) {
 		m.add(parentOf(path), modelFile{dir: true})
 	}
 	m.touch(parentOf(path))
+	f.acl = m.inherited(path, f.acl)
 	f.instance, f.revision, f.lockGen = m.now(), m.now(), m.locks[path].generation
 	if !f.dir {
 		f.generation = m.now()
@@ -351,11 +427,10 @@ func (m *model) add(path string, f modelFile) {
 
 func (m *model) remove(path string) {
 	delete(m.files, path)
+	m.opens = slices.DeleteFunc(m.opens, func(o modelOpen) bool { return o.path == path })
 	up := parentOf(path)
 	m.touch(up)
-	if f := m.files[up]; f.ephemeral && f.session == 0 && len(m.children(up)) == 0 {
-		m.remove(up)
-	}
+	m.collect(up)
 }
 
 func (m *model) write(path, data string) {
@@ -413,6 +488,12 @@ func (m *model) cond(c command.Cond, path string) command.Code {
 	if !valid(path) {
 		return command.BadCommand
 	}
+	if c.Kind == command.CondInstance {
+		if m.files[path].instance != c.Generation || c.Generation == 0 {
+			return command.Gone
+		}
+		return command.OK
+	}
 	f, ok := m.files[path]
 	switch {
 	case c.Kind == command.CondAbsent && ok:
@@ -447,15 +528,15 @@ func (m *model) op(o command.Op, session uint64) (command.Entry, command.Code) {
 		m.write(o.Path, string(o.Data))
 	case command.OpCreate:
 		switch code := m.writable(o.Path); {
-		case o.Dir && len(o.Data) > 0 || o.Ephemeral && session == 0:
+		case o.Dir && len(o.Data) > 0 || o.Ephemeral && session == 0 || !validNames(o.ACL):
 			return e, command.BadCommand
 		case exists:
 			return e, command.Exists
 		case code != command.OK:
 			return e, code
 		}
-		f = modelFile{data: string(o.Data), dir: o.Dir, ephemeral: o.Ephemeral}
-		if o.Ephemeral {
+		f = modelFile{data: string(o.Data), dir: o.Dir, ephemeral: o.Ephemeral, acl: o.ACL}
+		if o.Ephemeral && session != handleMade {
 			f.session = session
 		}
 		m.add(o.Path, f)
@@ -487,6 +568,11 @@ func (m *model) txn(c *command.Command) command.Result {
 		}
 	}
 	for _, cond := range c.If {
+		if !m.mayAsk(c.Principal, cond, "") {
+			return m.denied
+		}
+	}
+	for _, cond := range c.If {
 		if code := m.cond(cond, ""); code != command.OK {
 			ops, r = c.Else, command.Result{Path: cond.Path}
 			if cond.Kind == command.CondHolds {
@@ -495,11 +581,26 @@ func (m *model) txn(c *command.Command) command.Result {
 			break
 		}
 	}
-	before, changed := maps.Clone(m.files), m.changed
+	for _, o := range ops {
+		at, right := o.Path, command.RightWrite
+		switch o.Kind {
+		case command.OpGet:
+			right = command.RightRead
+		case command.OpCreate:
+			if valid(at) {
+				at = parentOf(at)
+			}
+		}
+		if valid(at) && !m.may(c.Principal, at, right) {
+			m.denied.Succeeded = r.Succeeded
+			return m.denied
+		}
+	}
+	before, changed, opens := maps.Clone(m.files), m.changed, slices.Clone(m.opens)
 	for _, o := range ops {
 		e, code := m.op(o, c.Session)
 		if code != command.OK {
-			m.files, m.changed = before, changed
+			m.files, m.changed, m.opens = before, changed, opens
 			return command.Result{Code: code, Path: o.Path, Succeeded: r.Succeeded}
 		}
 		r.Entries = append(r.Entries, e)
@@ -574,6 +675,9 @@ func (m *model) settle() {
 			if o.publish {
 				r.Code = m.writable(path)
 			}
+			if o.instance != 0 && m.files[path].instance != o.instance {
+				r.Code = command.Gone
+			}
 			if r.Code == command.OK {
 				m.grant(o)
 				r.Generation = m.locks[path].generation
@@ -593,6 +697,7 @@ func (m *model) end(ids []uint64, lost bool) {
 			continue
 		}
 		delete(m.sessions, id)
+		m.opens = slices.DeleteFunc(m.opens, func(o modelOpen) bool { return o.session == id })
 		m.changed = true
 		for _, o := range slices.Clone(m.owners) {
 			if o.session == id {
@@ -605,16 +710,18 @@ func (m *model) end(ids []uint64, lost bool) {
 	slices.Reverse(paths)
 	for _, p := range paths {
 		f, ok := m.files[p]
-		if !ok || f.session == 0 || m.sessions[f.session] != nil {
-			continue
-		}
-		if len(m.children(p)) == 0 {
+		switch {
+		case !ok:
+		case f.session == 0:
+			m.collect(p)
+		case m.sessions[f.session] != nil:
+		case len(m.children(p)) == 0 && !(f.dir && m.isOpen(p)):
 			m.remove(p)
-			continue
+		default:
+			f.session = 0
+			m.files[p] = f
+			m.touch(p)
 		}
-		f.session = 0
-		m.files[p] = f
-		m.touch(p)
 	}
 	m.settle()
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ func newGenerator(n func(int) int) *generator { return &generator{n: n, seqs: ma
 
 var (
 	randomPaths      = []string{"/a", "/b", "/a/x", "/a/y", "/b/x", "/a/x/deep", "/c/d/e", "/a-x", "/", "bad"}
+	randomLists      = []string{"l", "m", "", "", "none", "bad/name"}
 	randomPrincipals = []string{"alice", "bob", ""}
 	randomData       = []string{"", "1", "41", "x", "9223372036854775807", "hello"}
 )
@@ -91,16 +93,18 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 		owners = append(owners, o)
 		return true
 	})
-	switch g.n(24) {
+	switch g.n(36) {
 	case 0:
 		c.Kind = command.KindBarrier
 	case 1:
-		c.Kind, c.Node = command.KindAssignSlot, fmt.Sprint("n", g.n(4))
+		c.Kind, c.Node = command.KindAssignSlot, fmt.Sprint("n", g.n(4), ".x")
+	case 32, 33:
+		c.Kind, c.Number, c.Bound = command.KindAdd, int64(g.n(50)), math.MaxInt64
 	case 2:
 		if c.Kind = command.KindCloseSession; g.n(2) == 0 {
 			c.Kind, c.Term, c.Sessions = command.KindExpireSessions, term-uint64(g.n(8)/7), []uint64{session(), session(), session()}
 		}
-	case 3:
+	case 3, 34, 35:
 		c.Kind, c.Term, c.Generation = command.KindClearDelay, term-uint64(g.n(8)/7), 1
 		for d := range s.Delays() {
 			if c.Path, c.Generation = d.Path, d.Generation; g.n(2) == 0 {
@@ -110,7 +114,7 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 	case 4, 5:
 		c.Kind, c.Data, c.Conds = command.KindSet, g.data(), g.conds(s, 1)
 	case 6, 7:
-		c.Kind, c.Ephemeral = command.KindCreate, g.n(2) == 0
+		c.Kind, c.Ephemeral, c.ACL = command.KindCreate, g.n(2) == 0, g.acl()
 		if c.Dir = g.n(2) == 0; !c.Dir || g.n(10) == 0 {
 			c.Data = g.data()
 		}
@@ -131,7 +135,7 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 		c.Kind, c.If, c.Then, c.Else = command.KindTxn, g.conds(s, 2), g.ops(), g.ops()
 	case 15, 16, 17, 18, 19:
 		c.Kind, c.Mode, c.Try = command.KindLock, fence.Mode(1+g.n(9)%2), g.n(4) == 0
-		if g.n(3) == 0 {
+		if g.n(3) > 0 {
 			c.Delay = uint64(g.n(3) * 1000)
 		}
 		if g.n(3) == 0 {
@@ -140,6 +144,7 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 		if g.n(3) == 0 {
 			c.HasData, c.Data = true, g.data()
 		}
+		c.Conds = g.conds(s, 1)
 	case 20, 21, 22:
 		c.Kind, c.Generation = command.KindUnlock, 1
 		if len(owners) > 0 {
@@ -151,6 +156,43 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 				g.seqs[o.session]++
 				c.Session, c.Seq = o.session, g.seqs[o.session]
 			}
+		}
+	case 24, 25, 26:
+		c.Kind, c.Write, c.ChangeACL = command.KindOpen, g.n(3) == 0, g.n(4) == 0
+		if c.Create = g.n(3) > 0; c.Create {
+			c.Dir, c.Ephemeral, c.New, c.ACL = g.n(3) == 0, g.n(3) > 0, g.n(4) == 0, g.acl()
+			if !c.Dir {
+				c.Data = g.data()
+			}
+		}
+		if g.n(6) == 0 {
+			c.Conds = g.conds(s, 1)
+		}
+	case 27, 28:
+		c.Kind, c.OpenSeq = command.KindCloseHandle, c.Seq+1-min(uint64(g.n(4)), c.Seq)
+		var opens []*open
+		s.opens.all(func(_ string, o *open) bool {
+			opens = append(opens, o)
+			return true
+		})
+		if len(opens) > 0 && g.n(4) > 0 {
+			o := opens[g.n(len(opens))]
+			g.seqs[o.session]++
+			c.Path, c.Session, c.Seq, c.OpenSeq = o.path, o.session, g.seqs[o.session], o.seq
+		}
+	case 29:
+		c.Kind, c.ACL = command.KindSetACL, g.acl()
+		if g.n(3) == 0 {
+			c.Path = "/"
+		}
+	case 30: // lists come and go, and with them the checks
+		c.Path = []string{"/acl/l", "/acl/m"}[g.n(2)]
+		if c.Kind, c.Data = command.KindSet, []byte([]string{"*", "*", "alice", " bob \n\nalice\n", "bob\r\n", ""}[g.n(6)]); g.n(2) == 0 {
+			c.Kind, c.Data, c.Path = command.KindDeleteTree, nil, "/acl"
+		}
+	case 31:
+		if c.Kind = command.KindCellKey; g.n(3) > 0 {
+			c.Key[0] = byte(1 + g.n(3))
 		}
 	case 23:
 		c.Kind, c.LockSeq = command.KindCancelLock, c.Seq+1-min(uint64(g.n(4)), c.Seq)
@@ -165,8 +207,12 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 
 func (g *generator) conds(s *State, odds int) (list []command.Cond) {
 	for g.n(3) < odds && len(list) < 3 {
-		c := command.Cond{Kind: command.CondKind(1 + g.n(5)), Path: g.path()}
+		c := command.Cond{Kind: command.CondKind(1 + g.n(6)), Path: g.path()}
 		switch c.Kind {
+		case command.CondInstance:
+			if e, ok := s.Get(c.Path); ok && g.n(3) > 0 {
+				c.Generation = e.Stat.Instance
+			}
 		case command.CondGeneration:
 			if e, ok := s.Get(c.Path); ok && g.n(3) > 0 {
 				c.Generation = e.Stat.Generation
@@ -183,6 +229,16 @@ func (g *generator) conds(s *State, odds int) (list []command.Cond) {
 	return list
 }
 
+// acl gives names, mostly none.
+func (g *generator) acl() (a command.ACL) {
+	if g.n(3) == 0 {
+		a.Read, a.Write, a.Change = g.list(), g.list(), g.list()
+	}
+	return a
+}
+
+func (g *generator) list() string { return randomLists[g.n(len(randomLists))] }
+
 func (g *generator) ops() (list []command.Op) {
 	for g.n(4) > 0 && len(list) < 6 {
 		o := command.Op{Kind: command.OpKind(1 + g.n(5)), Path: g.path()}
@@ -190,6 +246,7 @@ func (g *generator) ops() (list []command.Op) {
 		case command.OpSet:
 			o.Data = g.data()
 		case command.OpCreate:
+			o.ACL = g.acl()
 			if o.Dir, o.Ephemeral = g.n(2) == 0, g.n(3) == 0; !o.Dir {
 				o.Data = g.data()
 			}
@@ -243,6 +300,9 @@ func compare(m *model, s *State) error {
 	if len(m.sessions) != s.Counts().Sessions {
 		return fmt.Errorf("%d sessions, model %d", s.Counts().Sessions, len(m.sessions))
 	}
+	if why := compareHandles(m, s); why != "" {
+		return fmt.Errorf("%s differs from the model", why)
+	}
 	return nil
 }
 
@@ -251,16 +311,26 @@ func compare(m *model, s *State) error {
 func TestModel(t *testing.T) {
 	random := newRandom(t)
 	seen := map[string]int{}
-	for range 40 {
+	// The run is worth something only if the commands got somewhere: it goes on until each kind did, which it nearly always
+	// has by then.
+	succeeded := func(kind command.Kind) bool { return seen[fmt.Sprint(kind, command.OK)] > 0 }
+	all := func() bool {
+		for kind := command.KindBarrier; kind <= command.KindSetACL; kind++ {
+			if !succeeded(kind) {
+				return false
+			}
+		}
+		return true
+	}
+	for round := 0; round < 40 || round < 1000 && !all(); round++ {
 		g, m, o := newGenerator(random.IntN), NewMachine(New("local", 7)), newModel()
 		for i := range 250 {
 			raw, term := g.next(m.State())
 			step(t, m, o, uint64(i+1), term, raw, seen)
 		}
 	}
-	// The run is worth something only if the commands got somewhere.
-	for kind := command.KindBarrier; kind <= command.KindCancelLock; kind++ {
-		if key := fmt.Sprint(kind, command.OK); seen[key] == 0 {
+	for kind := command.KindBarrier; kind <= command.KindSetACL; kind++ {
+		if !succeeded(kind) {
 			t.Errorf("no command of kind %d succeeded", kind)
 		}
 	}
@@ -298,6 +368,8 @@ func TestEventsTellAll(t *testing.T) {
 				case Modified:
 					ok = there
 					tree[e.Path] = e.Entry
+				case ACLChanged:
+					ok = there || e.Path == "/"
 				case Deleted:
 					ok = there
 					delete(tree, e.Path)
@@ -341,7 +413,7 @@ func TestEventsTellAll(t *testing.T) {
 			}
 		}
 	}
-	for kind := Created; kind <= LockContended; kind++ {
+	for kind := Created; kind <= ACLChanged; kind++ {
 		if seen[kind] == 0 {
 			t.Errorf("no event of kind %d", kind)
 		}

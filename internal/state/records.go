@@ -18,9 +18,10 @@ type entry struct {
 	generation uint64 // revision of the last write; 0 for a directory
 	lockGen    uint64
 	aclGen     uint64
-	revision   uint64 // of the last change of any kind; a directory's children coming and going included
-	checksum   uint64 // xxhash64 of data; 0 for a directory
-	session    uint64 // ephemeral: goes with this session; 0 = a directory that stays until it is empty
+	revision   uint64       // of the last change of any kind; a directory's children coming and going included
+	checksum   uint64       // xxhash64 of data; 0 for a directory
+	session    uint64       // ephemeral: goes with this session; 0 = it stays while it is open, a directory while it has children too
+	acl        *command.ACL // nil: no names; shared by entries
 	children   int
 	dir        bool
 	ephemeral  bool
@@ -69,6 +70,8 @@ type owner struct {
 	hold    uint64 // milliseconds for which it may be held; 0 = no bound
 	publish bool   // data is to be written at path with the grant; only while waiting
 	data    []byte
+	// instance is that of the entry for which it waits; 0 = whatever is there.
+	instance uint64
 }
 
 func (o *owner) held() bool { return o.since > 0 }

@@ -11,6 +11,7 @@ import (
 	"github.com/OneOfOne/xxhash"
 
 	"github.com/chubbygo/chubby/fence"
+	"github.com/chubbygo/chubby/internal/command"
 )
 
 // Read reads a snapshot to its end and checks every invariant of the state in it. It returns ErrVersion, ErrCorrupt, or
@@ -29,7 +30,7 @@ func Read(r io.Reader) (*State, error) {
 	}
 	s := &builder{State: empty()}
 	for i, parse := range [...]func(*fields) error{
-		s.readCell, s.readSlot, s.readFloor, s.readSession, s.readAnswer, s.readEntry, s.readLock, s.readOwner,
+		s.readCell, s.readSlot, s.readFloor, s.readSession, s.readAnswer, s.readEntry, s.readLock, s.readOwner, s.readOpen,
 	} {
 		if err := p.section(byte(sectionCell+i), parse); err != nil {
 			return nil, fmt.Errorf("section %d: %w", sectionCell+i, err)
@@ -224,13 +225,15 @@ func grow[V any](o *omap[V], key string, v V) error {
 // builder is a State in the making.
 type builder struct {
 	*State
-	answered uint64 // session of the last answer
-	parent   *entry // of the last entry: siblings stand side by side
+	answered uint64       // session of the last answer
+	parent   *entry       // of the last entry: siblings stand side by side
+	acl      *command.ACL // the last that was not the parent's
 }
 
 func (s *builder) readCell(f *fields) error {
 	s.cell = f.text()
 	f.numbers(&s.epoch, &s.revision, &s.index, &s.term, &s.hash, &s.mark.Index, &s.mark.Hash)
+	s.key = f.text()
 	f.done()
 	return nil
 }
@@ -289,9 +292,14 @@ func (s *builder) readAnswer(f *fields) error {
 
 func (s *builder) readEntry(f *fields) error {
 	e := &entry{path: f.text()}
-	flags := f.byte(3)
+	flags := f.byte(7)
 	e.dir, e.ephemeral = flags&1 != 0, flags&2 != 0
 	f.numbers(&e.instance, &e.generation, &e.lockGen, &e.aclGen, &e.revision, &e.session)
+	var names command.ACL
+	if flags&4 != 0 {
+		names = command.ACL{Read: f.text(), Write: f.text(), Change: f.text()}
+		f.bad = f.bad || names == command.ACL{}
+	}
 	e.data = f.rest()
 	if !f.done() || !canonical(e.path) {
 		f.bad = true
@@ -313,10 +321,27 @@ func (s *builder) readEntry(f *fields) error {
 		s.counts.Entries++
 		s.counts.Bytes += e.bytes()
 	}
+	if flags&4 != 0 {
+		e.acl = s.share(names)
+	}
+	if e.path == aclDir {
+		s.guarded = e.dir
+	}
 	if e.session != 0 {
 		s.ephemerals.set(key64(e.session)+e.path, e.path)
 	}
 	return grow(&s.entries, treeKey(e.path), e)
+}
+
+// share gives names that an entry before has had, where it can: most have their parent's.
+func (s *builder) share(names command.ACL) *command.ACL {
+	if s.parent != nil && s.parent.acl != nil && *s.parent.acl == names {
+		return s.parent.acl
+	}
+	if s.acl == nil || *s.acl != names {
+		s.acl = &names
+	}
+	return s.acl
 }
 
 func (s *builder) readLock(f *fields) error {
@@ -329,13 +354,13 @@ func (s *builder) readLock(f *fields) error {
 
 func (s *builder) readOwner(f *fields) error {
 	o := &owner{session: f.number(), seq: f.number(), path: f.text()}
-	f.numbers(&o.ticket, &o.since, &o.delay, &o.hold)
+	f.numbers(&o.ticket, &o.since, &o.delay, &o.hold, &o.instance)
 	o.mode = fence.Mode(f.byte(byte(fence.Shared)))
 	o.publish = f.byte(1) != 0
 	o.data = f.rest()
 	l, ok := s.locks.get(o.path)
 	v, lives := s.sessions.get(key64(o.session))
-	if !f.done() || !ok || !lives || o.mode == 0 || o.held() && o.publish || !o.publish && len(o.data) > 0 {
+	if !f.done() || !ok || !lives || o.mode == 0 || o.held() && (o.publish || o.instance != 0) || !o.publish && len(o.data) > 0 {
 		f.bad = true
 		return nil
 	}
@@ -359,4 +384,13 @@ func (s *builder) readOwner(f *fields) error {
 	}
 	list.set(key, o)
 	return grow(&s.owners, key128(o.session, o.seq), o)
+}
+
+func (s *builder) readOpen(f *fields) error {
+	o := &open{session: f.number(), seq: f.number(), path: f.text(), instance: f.number()}
+	if !f.done() {
+		return nil
+	}
+	s.openers.set(openKey(o), o)
+	return grow(&s.opens, key128(o.session, o.seq), o)
 }

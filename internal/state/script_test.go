@@ -133,6 +133,20 @@ func (s *script) ask(q []string) []string {
 		session, seq, _ := strings.Cut(q[1], "/")
 		generation, held, waiting := st.Grant(number(session), number(seq), q[2])
 		return []string{fmt.Sprintf("generation=%d held=%v waiting=%v", generation, held, waiting)}
+	case "may": // principal, right, path
+		right := map[string]command.Right{"read": command.RightRead, "write": command.RightWrite, "change": command.RightChange}[q[2]]
+		return []string{fmt.Sprint(st.Allowed(strings.TrimPrefix(q[1], "_"), q[3], right))}
+	case "acl":
+		e := st.entry(q[1])
+		if e.acl == nil {
+			return []string{"no names"}
+		}
+		return []string{fmt.Sprintf("%s:%s:%s", e.acl.Read, e.acl.Write, e.acl.Change)}
+	case "opens":
+		st.opens.all(func(_ string, o *open) bool {
+			out = append(out, fmt.Sprintf("%d/%d %s instance=%d", o.session, o.seq, o.path, o.instance))
+			return true
+		})
 	case "counts":
 		return []string{fmt.Sprintf("%+v", st.Counts())}
 	case "sessions":
@@ -162,6 +176,7 @@ var kinds = map[string]command.Kind{
 	"expire": command.KindExpireSessions, "cleardelay": command.KindClearDelay, "set": command.KindSet, "create": command.KindCreate,
 	"cas": command.KindCompareAndSwap, "add": command.KindAdd, "sub": command.KindSub, "delete": command.KindDelete,
 	"deletetree": command.KindDeleteTree, "txn": command.KindTxn, "lock": command.KindLock, "unlock": command.KindUnlock, "cancel": command.KindCancelLock,
+	"key": command.KindCellKey, "openhandle": command.KindOpen, "closehandle": command.KindCloseHandle, "setacl": command.KindSetACL,
 }
 
 // parseCommand reads one line of a script. Of a txn, words beginning with if:, then: and else: have the arguments of
@@ -190,6 +205,8 @@ func parseCommand(line string) (c *command.Command, term uint64, err error) {
 			term = number(v)
 		case "as":
 			c.Principal = v
+		case "acl":
+			c.ACL = parseACL(v)
 		case "acked":
 			c.AckedBelow = number(v)
 		case "in":
@@ -235,6 +252,9 @@ func parseCommand(line string) (c *command.Command, term uint64, err error) {
 	case "slot":
 		c.Node = strings.TrimPrefix(args[0], "_") // nothing can be said as _
 		return c, term, nil
+	case "key":
+		copy(c.Key[:], strings.TrimPrefix(args[0], "_"))
+		return c, term, nil
 	case "open", "close":
 		c.Session = number(args[0])
 		return c, term, nil
@@ -260,6 +280,8 @@ func parseCommand(line string) (c *command.Command, term uint64, err error) {
 		return c, term, nil
 	case "create":
 		c.Dir, c.Ephemeral = flag("dir"), flag("ephemeral")
+	case "openhandle":
+		c.Dir, c.Ephemeral, c.Create, c.New, c.Write, c.ChangeACL = flag("dir"), flag("ephemeral"), flag("create"), flag("new"), flag("write"), flag("change")
 	case "lock":
 		c.Try, c.Mode = flag("try"), fence.Exclusive
 		if flag("shared") {
@@ -268,7 +290,7 @@ func parseCommand(line string) (c *command.Command, term uint64, err error) {
 	}
 	c.Path = arg(0)
 	switch kind {
-	case "set", "create", "cas":
+	case "set", "create", "cas", "openhandle":
 		c.Data = []byte(arg(1))
 	case "add", "sub":
 		c.Number, _ = strconv.ParseInt(args[1], 10, 64)
@@ -279,10 +301,18 @@ func parseCommand(line string) (c *command.Command, term uint64, err error) {
 		if c.LockSeq = number(args[1]); len(args) > 2 {
 			c.Generation = number(args[2])
 		}
+	case "closehandle":
+		c.OpenSeq = number(args[1])
 	case "cancel":
 		c.LockSeq = number(args[1])
 	}
 	return c, term, nil
+}
+
+// parseACL reads read:write:change.
+func parseACL(v string) command.ACL {
+	p := strings.Split(v, ":")
+	return command.ACL{Read: p[0], Write: p[1], Change: p[2]}
 }
 
 func parseCond(p []string) command.Cond {
@@ -294,6 +324,8 @@ func parseCond(p []string) command.Cond {
 		c.Kind = command.CondExists
 	case "generation":
 		c.Kind, c.Generation = command.CondGeneration, number(p[2])
+	case "instance":
+		c.Kind, c.Generation = command.CondInstance, number(p[2])
 	case "value":
 		c.Kind, c.Value = command.CondValue, []byte(p[2])
 	case "holds":
@@ -320,6 +352,9 @@ func parseOp(p []string) command.Op {
 	case "create":
 		o.Kind, o.Data = command.OpCreate, []byte(p[2])
 		o.Dir, o.Ephemeral = slices.Contains(p[3:], "dir"), slices.Contains(p[3:], "ephemeral")
+		if i := slices.IndexFunc(p[3:], func(s string) bool { return strings.Contains(s, ":") }); i >= 0 {
+			o.ACL = parseACL(p[3+i])
+		}
 	case "add":
 		o.Kind = command.OpAdd
 		o.Number, _ = strconv.ParseInt(p[2], 10, 64)
@@ -333,7 +368,7 @@ func parseOp(p []string) command.Op {
 var codeNames = [...]string{
 	"ok", "not found", "exists", "conflict", "bound", "not a number", "not empty", "is a directory", "not a directory", "lock held",
 	"not held", "stale sequencer", "session expired", "session refused", "old", "window full", "void", "slots", "cancelled", "bad command",
-	"permission",
+	"permission", "gone",
 }
 
 func codeName(c command.Code) string { return codeNames[c] }
@@ -342,6 +377,9 @@ func describe(r *command.Result) string {
 	b := fmt.Appendf(nil, "%s @%d", codeName(r.Code), r.Revision)
 	if r.Path != "" {
 		b = fmt.Appendf(b, " path=%s", r.Path)
+	}
+	if r.Right != 0 {
+		b = fmt.Appendf(b, " right=%s", [...]string{"", "read", "write", "change"}[r.Right])
 	}
 	if r.Stat != (command.Stat{}) {
 		b = fmt.Appendf(b, " %s", describeStat(r.Stat))
@@ -380,6 +418,9 @@ func describeStat(s command.Stat) string {
 	if s.Ephemeral {
 		b = append(b, " ephemeral"...)
 	}
+	if s.ACLGeneration != 0 {
+		b = fmt.Appendf(b, " a%d", s.ACLGeneration)
+	}
 	return string(b)
 }
 
@@ -394,7 +435,7 @@ func describeEntry(e command.Entry) string {
 }
 
 var eventNames = map[EventKind]string{
-	Created: "created", Modified: "modified", Deleted: "deleted", LockAcquired: "acquired", LockReleased: "released", LockContended: "contended",
+	Created: "created", Modified: "modified", Deleted: "deleted", LockAcquired: "acquired", LockReleased: "released", LockContended: "contended", ACLChanged: "acl",
 	SessionOpened: "opened", SessionEnded: "ended", LockDelayed: "delayed", LockRefused: "refused",
 }
 

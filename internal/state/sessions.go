@@ -116,6 +116,15 @@ func (m *Machine) endSessions(ids []uint64, lost bool) {
 			entries = append(entries, m.w.entry(path))
 			return true
 		})
+		var opens []*open
+		m.w.opens.prefix(key, func(_ string, o *open) bool {
+			opens = append(opens, o)
+			return true
+		})
+		for _, o := range opens {
+			m.dropOpen(o)
+			entries = append(entries, m.w.entry(o.path))
+		}
 		m.w.sessions.delete(key)
 		m.w.counts.Sessions--
 		m.note(noteEnded, "", s.id)
@@ -128,19 +137,25 @@ func (m *Machine) endSessions(ids []uint64, lost bool) {
 	}
 }
 
-// dropEphemerals removes entries whose sessions ended, children before parents. A directory that still has children
-// stays until they are gone.
+// dropEphemerals looks at entries whose sessions ended or had them open, children before parents, and removes those that
+// nothing keeps any more. A directory that still has children, or is open, stays until that is over.
 func (m *Machine) dropEphemerals(entries []*entry) {
 	slices.SortFunc(entries, func(a, b *entry) int { return cmp.Compare(b.path, a.path) })
 	for _, e := range entries {
-		e = m.w.entry(e.path) // its record may have changed since it was listed
-		if e.children == 0 {
+		e = m.w.entry(e.path) // its record may have changed since it was listed, or it went with its last child
+		switch {
+		case e == nil:
+		case e.session == 0 || m.w.sessions.has(key64(e.session)): // it was open
+			if m.w.abandoned(e) {
+				m.remove(e)
+			}
+		case e.children == 0 && !(e.dir && m.w.isOpen(e.path)):
 			m.remove(e)
-			continue
+		default:
+			n := *e
+			n.session, n.revision = 0, m.now
+			m.w.ephemerals.delete(key64(e.session) + e.path)
+			m.put(e, &n)
 		}
-		n := *e
-		n.session, n.revision = 0, m.now
-		m.w.ephemerals.delete(key64(e.session) + e.path)
-		m.put(e, &n)
 	}
 }

@@ -29,6 +29,7 @@ const (
 	sectionEntries
 	sectionLocks
 	sectionOwners
+	sectionOpens
 )
 
 var (
@@ -47,6 +48,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	p.begin(sectionCell)
 	p.text(s.cell)
 	p.numbers(s.epoch, s.revision, s.index, s.term, s.hash, s.mark.Index, s.mark.Hash)
+	p.text(s.key)
 	p.record()
 	p.end()
 
@@ -95,8 +97,13 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	p.begin(sectionEntries)
 	s.entries.all(func(_ string, e *entry) bool {
 		p.text(e.path)
-		p.flags(e.dir, e.ephemeral)
+		p.flags(e.dir, e.ephemeral, e.acl != nil)
 		p.numbers(e.instance, e.generation, e.lockGen, e.aclGen, e.revision, e.session)
+		if e.acl != nil {
+			p.text(e.acl.Read)
+			p.text(e.acl.Write)
+			p.text(e.acl.Change)
+		}
 		p.rec = append(p.rec, e.data...)
 		return p.record()
 	})
@@ -114,10 +121,19 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	s.owners.all(func(_ string, o *owner) bool {
 		p.numbers(o.session, o.seq)
 		p.text(o.path)
-		p.numbers(o.ticket, o.since, o.delay, o.hold)
+		p.numbers(o.ticket, o.since, o.delay, o.hold, o.instance)
 		p.rec = append(p.rec, byte(o.mode))
-		p.flags(o.publish, false)
+		p.flags(o.publish)
 		p.rec = append(p.rec, o.data...)
+		return p.record()
+	})
+	p.end()
+
+	p.begin(sectionOpens)
+	s.opens.all(func(_ string, o *open) bool {
+		p.numbers(o.session, o.seq)
+		p.text(o.path)
+		p.numbers(o.instance)
 		return p.record()
 	})
 	p.end()
@@ -149,13 +165,12 @@ func (p *snapshotWriter) numbers(numbers ...uint64) {
 	}
 }
 
-func (p *snapshotWriter) flags(a, b bool) {
+func (p *snapshotWriter) flags(set ...bool) {
 	var f byte
-	if a {
-		f |= 1
-	}
-	if b {
-		f |= 2
+	for i, on := range set {
+		if on {
+			f |= 1 << i
+		}
 	}
 	p.rec = append(p.rec, f)
 }

@@ -111,7 +111,8 @@ func sample(t testing.TB) *State {
 	s := &script{m: NewMachine(New("local", 7))}
 	for _, line := range []string{
 		"slot n", "slot n2", "open 1", "open 2 slot=2", "set /a/b x", "1/1 create /e x ephemeral", "1/2 lock /a/b delay=5", "2/1 lock /a/b data=y", "2/2 lock shared /s hold=9",
-		"2/3 create /d dir ephemeral", "open 3 slot=3", "3/1 lock /z delay=7", "expire in=1 3",
+		"2/3 create /d dir ephemeral", "open 3 slot=3", "3/1 lock /z delay=7", "expire in=1 3", "key k", "setacl / acl=r:w:c", "2/4 openhandle /h x create ephemeral acl=r::",
+		"1/3 openhandle /h", "1/4 openhandle /i create dir ephemeral", "2/5 set /i/x y", "1/5 set /acl/r *", "2/6 lock /a/b if=instance,/a/b,6",
 	} {
 		c, term, err := parseCommand(line)
 		if err != nil {

@@ -24,6 +24,7 @@ import (
 type State struct {
 	cell  string
 	epoch uint64
+	key   string // under which the texts of handles are sealed; "" = none yet
 
 	revision uint64 // of the last command that changed something; the root directory is of revision 1
 	index    uint64 // of the last raft entry
@@ -31,6 +32,7 @@ type State struct {
 	hash     uint64 // over everything that was applied
 	mark     Mark   // hash at the last index divisible by markEvery below index
 	counts   Counts
+	guarded  bool // the directory /acl exists: ACLs are checked
 
 	entries    omap[*entry]   // treeKey
 	ephemerals omap[string]   // session, path -> path: entries that go with a session that lives
@@ -43,6 +45,8 @@ type State struct {
 	slots      omap[*slot]    // number
 	nodes      omap[uint32]   // raft server id -> slot
 	floors     omap[uint64]   // slot -> greatest session id opened
+	opens      omap[*open]    // session, seq: handles on ephemeral entries
+	openers    omap[*open]    // path, session, seq
 
 	hint index.Map[*entry] // path: a hint for Get, shared with the states after this one; nil = none
 }
@@ -76,6 +80,7 @@ func empty() *State {
 		entries: newOmap[*entry](), ephemerals: newOmap[string](), locks: newOmap[*lock](), owners: newOmap[*owner](),
 		holders: newOmap[*owner](), waiters: newOmap[*owner](), delays: newOmap[*lock](), sessions: newOmap[*session](),
 		slots: newOmap[*slot](), nodes: newOmap[uint32](), floors: newOmap[uint64](),
+		opens: newOmap[*open](), openers: newOmap[*open](),
 	}
 }
 

@@ -12,6 +12,9 @@ const txnBytesMax = 1 << 20
 type checkpoint struct {
 	entries    omap[*entry]
 	ephemerals omap[string]
+	opens      omap[*open]
+	openers    omap[*open]
+	guarded    bool
 	counts     Counts
 	events     int
 	changed    bool
@@ -22,12 +25,14 @@ func (m *Machine) checkpoint() checkpoint {
 	// The copies are of the writer's own handles, and nobody but the writer sees them.
 	return checkpoint{
 		entries: omap[*entry]{m.w.entries.m.Copy(), m.w.entries.dirty}, ephemerals: omap[string]{m.w.ephemerals.m.Copy(), m.w.ephemerals.dirty},
-		counts: m.w.counts, events: len(m.events), changed: m.changed, changes: len(m.changes),
+		opens: omap[*open]{m.w.opens.m.Copy(), m.w.opens.dirty}, openers: omap[*open]{m.w.openers.m.Copy(), m.w.openers.dirty},
+		guarded: m.w.guarded, counts: m.w.counts, events: len(m.events), changed: m.changed, changes: len(m.changes),
 	}
 }
 
 func (m *Machine) rollback(c checkpoint) {
 	m.w.entries, m.w.ephemerals, m.w.counts = c.entries, c.ephemerals, c.counts
+	m.w.opens, m.w.openers, m.w.guarded = c.opens, c.openers, c.guarded
 	clear(m.events[c.events:])
 	m.events, m.changed, m.changes = m.events[:c.events], c.changed, m.changes[:c.changes]
 }
@@ -38,12 +43,20 @@ func (m *Machine) txn(c *command.Command) command.Result {
 			return command.Result{Code: command.BadCommand, Path: cond.Path}
 		}
 	}
+	if code := m.mayAsk(c.If, ""); code != command.OK {
+		return refuse(code)
+	}
 	ops, r := c.Then, command.Result{Succeeded: true}
 	if code, path := m.holdsAll(c.If, ""); code != command.OK {
 		ops, r = c.Else, command.Result{Path: path}
 	}
 	if len(ops) == 0 {
 		return r
+	}
+	for i := range ops {
+		if code := m.mayOp(&ops[i]); code != command.OK {
+			return command.Result{Code: code, Succeeded: r.Succeeded}
+		}
 	}
 	// Each operation is done whole or not at all. So one alone needs no way back, and the common Txn no copy.
 	var back checkpoint
@@ -53,7 +66,7 @@ func (m *Machine) txn(c *command.Command) command.Result {
 	r.Entries = make([]command.Entry, 0, len(ops))
 	size := 0
 	for i := range ops {
-		e, code := m.op(&ops[i], c.Session)
+		e, code := m.op(&ops[i])
 		size += len(e.Data)
 		if size > txnBytesMax && code == command.OK {
 			code = command.BadCommand
@@ -70,7 +83,7 @@ func (m *Machine) txn(c *command.Command) command.Result {
 }
 
 // op does one operation and returns the entry as it left or found it; without data except where that is the answer.
-func (m *Machine) op(o *command.Op, session uint64) (command.Entry, command.Code) {
+func (m *Machine) op(o *command.Op) (command.Entry, command.Code) {
 	gone := command.Entry{Path: o.Path}
 	var e *entry
 	var code command.Code
@@ -94,7 +107,7 @@ func (m *Machine) op(o *command.Op, session uint64) (command.Entry, command.Code
 		}
 		return gone, m.doDelete(o.Path)
 	case command.OpCreate:
-		e, code = m.doCreate(o.Path, o.Data, o.Dir, o.Ephemeral, session)
+		e, code = m.createOwned(entry{path: o.Path, data: o.Data, dir: o.Dir, ephemeral: o.Ephemeral}, o.ACL)
 	case command.OpAdd:
 		if e, _, code = m.doAdd(o.Path, o.Number, o.Bound); code == command.OK {
 			return e.view(), code
