@@ -183,9 +183,9 @@ func newLeaf(root *x509.Certificate, authority ed25519.PrivateKey, id string) (t
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}, nil
 }
 
-// handshake secures conn, which must have a deadline, and gives the names that the other side proved. A nil security
-// leaves conn as it is.
-func (s *security) handshake(conn net.Conn, dialled bool) (net.Conn, []string, error) {
+// handshake secures conn, which must have a deadline, and gives the certificate by which the other side proved who it is.
+// A nil security leaves conn as it is, and there is none.
+func (s *security) handshake(conn net.Conn, dialled bool) (net.Conn, *x509.Certificate, error) {
 	if s == nil {
 		return conn, nil, nil
 	}
@@ -198,12 +198,15 @@ func (s *security) handshake(conn net.Conn, dialled bool) (net.Conn, []string, e
 	if err := c.Handshake(); err != nil {
 		return nil, nil, err
 	}
-	return c, certificateNames(c.ConnectionState().PeerCertificates[0]), nil
+	return c, c.ConnectionState().PeerCertificates[0], nil
 }
 
 // certificateNames gives what c says about its holder: DNS names, addresses, URIs, and the node id of a leaf made from
 // the secret.
 func certificateNames(c *x509.Certificate) []string {
+	if c == nil {
+		return nil
+	}
 	names := slices.Clone(c.DNSNames)
 	for _, ip := range c.IPAddresses {
 		names = append(names, ip.String())
@@ -218,6 +221,15 @@ func certificateNames(c *x509.Certificate) []string {
 		names = append(names, u.String())
 	}
 	return names
+}
+
+// fitsNode reports whether c may be a node's. Nodes are servers, to each other and to clients; a certificate that is good
+// for clients only makes nobody a node, whatever names it has.
+func fitsNode(c *x509.Certificate) bool {
+	if c == nil || len(c.ExtKeyUsage) == 0 && len(c.UnknownExtKeyUsage) == 0 {
+		return true
+	}
+	return slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny)
 }
 
 // checkExposure returns ErrInsecureListen if an address reaches beyond this machine although nothing protects the

@@ -2,7 +2,6 @@ package chubby
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,7 +12,6 @@ import (
 	"io"
 	"math/big"
 	"net"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -55,15 +53,20 @@ func newAuthority(tb testing.TB) *authority {
 	return a
 }
 
-// issue gives a config with a certificate for the names.
+// issue gives a config with a node's certificate for the names.
 func (a *authority) issue(tb testing.TB, names ...string) *tls.Config {
+	tb.Helper()
+	return a.issueFor(tb, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, names...)
+}
+
+func (a *authority) issueFor(tb testing.TB, usage []x509.ExtKeyUsage, names ...string) *tls.Config {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage}
 	for _, n := range names {
 		if ip := net.ParseIP(n); ip != nil {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
@@ -162,32 +165,50 @@ func TestSecuredStreams(t *testing.T) {
 	})
 }
 
-// A client has a certificate of the cell's authority but is no node: it gets rpc and found streams, never raft's.
-func TestClientGetsNoRaftStream(t *testing.T) {
+// A client has a certificate of the cell's authority but is no node: what nodes say to each other is not for it.
+func TestClientGetsNoNodeStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newAuthority(t)
 		net := memnet.New()
 		b := newTestTransport(t, net, "n2", func(tc *transportConfig) { tc.Security = mustSecurity(t, ca.issue(t, "n2"), nil, "n2") })
-		b.handle(kindEcho, func(_ context.Context, from peerInfo, p []byte) ([]byte, error) {
-			if from.Server != "" || !slices.Contains(from.Names, "alice") {
-				t.Errorf("caller is %+v, want alice", from)
-			}
-			return p, nil
-		})
+		b.handle(kindEcho, echo)
 		b.handle(kindControl, echo)
 		a := newTestTransport(t, net, "client", func(tc *transportConfig) {
 			tc.Server, tc.ID, tc.Listen = "", "", ""
 			tc.Security = mustSecurity(t, ca.issue(t, "alice"), nil, "")
 			tc.Resolve = func(raft.ServerID, raft.ServerAddress) []string { return []string{b.addr()} }
 		})
-		if _, err := a.call(t.Context(), "n2.a", kindEcho, nil); err != nil {
-			t.Errorf("rpc: %v", err)
+		if _, err := a.call(t.Context(), "n2.a", kindEcho, nil); !errors.Is(err, ErrPermission) {
+			t.Errorf("rpc: got %v, want ErrPermission", err)
 		}
 		if _, err := a.call(t.Context(), "n2.a", kindControl, nil); !errors.Is(err, ErrPermission) {
 			t.Errorf("control: got %v, want ErrPermission", err)
 		}
 		if err := a.RequestVote("n2.a", "", &raft.RequestVoteRequest{}, new(raft.RequestVoteResponse)); !errors.Is(err, ErrPermission) {
 			t.Errorf("vote: got %v, want ErrPermission", err)
+		}
+	})
+}
+
+// The certificate of a client makes nobody a node, even with a name that a node may have: it could join the cell, and then
+// read all of it and write in the name of others.
+func TestClientIsNoNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t)
+		net := memnet.New()
+		b := newTestTransport(t, net, "n2", func(tc *transportConfig) { tc.Security = mustSecurity(t, ca.issue(t, "n2"), nil, "n2") })
+		b.handle(kindFound, echo)
+		for _, usage := range [][]x509.ExtKeyUsage{{x509.ExtKeyUsageClientAuth}, {x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, nil} {
+			node := len(usage) != 1
+			c := ca.issueFor(t, usage, "n1")
+			a := newTestTransport(t, net, "n1", func(tc *transportConfig) { tc.Security = mustSecurity(t, c, nil, "n1") })
+			_, _, err := a.callAddr(t.Context(), b.addr(), kindFound, []byte("hi"))
+			if node && err != nil || !node && (!errors.Is(err, ErrPermission) || !strings.Contains(err.Error(), "serverAuth")) {
+				t.Errorf("usage %v: %v", usage, err)
+			}
+			if err := a.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }

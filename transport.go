@@ -66,6 +66,7 @@ type peerInfo struct {
 	ID     string        // node id; empty for a client. Proved when the streams are secured
 	Level  uint32        // feature level
 	Names  []string      // what its certificate proves: DNS names, addresses, URIs, node id; nil on plain streams
+	Node   bool          // its certificate, if it has one, may be a node's
 	Addr   string        // its network address
 }
 

@@ -346,7 +346,7 @@ func (t *transport) greet(ctx context.Context, raw net.Conn, hello *wire.Hello) 
 		}
 		abort.Wait()
 	}()
-	conn, names, err := t.c.Security.handshake(raw, true)
+	conn, cert, err := t.c.Security.handshake(raw, true)
 	if err != nil {
 		return nil, err
 	}
@@ -365,7 +365,7 @@ func (t *transport) greet(ctx context.Context, raw net.Conn, hello *wire.Hello) 
 	if w.Fault != nil {
 		return nil, faultError(w.Fault)
 	}
-	other := peerInfo{Server: raft.ServerID(w.Server), ID: w.ID, Level: w.Level, Names: names, Addr: raw.RemoteAddr().String()}
+	other := peerInfo{Server: raft.ServerID(w.Server), ID: w.ID, Level: w.Level, Names: certificateNames(cert), Node: fitsNode(cert), Addr: raw.RemoteAddr().String()}
 	if hello.To != "" && w.Server != hello.To {
 		return nil, fmt.Errorf("%w: %s answered, not %s", ErrWrongCell, w.Server, hello.To)
 	}
@@ -384,7 +384,12 @@ func (t *transport) proved(p peerInfo) error {
 	if nodeOf(p.Server) != p.ID {
 		return fmt.Errorf("%w: server %q is not of node %q", ErrPermission, p.Server, p.ID)
 	}
-	if t.c.Security == nil || p.ID == "" || slices.Contains(p.Names, p.ID) {
+	switch {
+	case t.c.Security == nil || p.ID == "":
+		return nil
+	case !p.Node:
+		return fmt.Errorf("%w: the certificate of %q is for clients only; nodes need one with the extended key usage serverAuth", ErrPermission, p.Names)
+	case slices.Contains(p.Names, p.ID):
 		return nil
 	}
 	return fmt.Errorf("%w: the certificate is for %q, not for node %q", ErrPermission, p.Names, p.ID)

@@ -39,7 +39,7 @@ func (t *transport) welcome(raw net.Conn) (*stream, error) {
 	if err := raw.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return nil, err
 	}
-	conn, names, err := t.c.Security.handshake(raw, false)
+	conn, cert, err := t.c.Security.handshake(raw, false)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +52,7 @@ func (t *transport) welcome(raw net.Conn) (*stream, error) {
 	if err != nil {
 		return nil, err // a stranger gets no answer
 	}
-	from := peerInfo{Server: raft.ServerID(h.Server), ID: h.ID, Level: h.Level, Names: names, Addr: raw.RemoteAddr().String()}
+	from := peerInfo{Server: raft.ServerID(h.Server), ID: h.ID, Level: h.Level, Names: certificateNames(cert), Node: fitsNode(cert), Addr: raw.RemoteAddr().String()}
 	if err := t.judge(h, from); err != nil {
 		return nil, t.refuse(conn, err)
 	}
