@@ -82,6 +82,9 @@ func openDir(dir string, first map[string][]byte, fault func(op string) error, f
 	logPath, snapPath := filepath.Join(dir, logFileName), filepath.Join(dir, snapFileName)
 	created := false
 	if _, err := os.Stat(logPath); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(filepath.Join(dir, restoreTemp)); err == nil {
+			return nil, nil, false, corruptf(restoreTemp, "a Restore is under way, or died")
+		}
 		if created, err = createFiles(dir, logPath, snapPath, first); err != nil {
 			return nil, nil, false, err
 		}
@@ -225,7 +228,7 @@ func removeTemps(dir string) error {
 			}
 		}
 	}
-	return nil
+	return os.RemoveAll(filepath.Join(dir, restoreTemp))
 }
 
 // boltSnapFile is a snapFile in bolt: a bucket for each snapshot.

@@ -135,6 +135,9 @@ func (s *store) loadIdentity() error {
 	if err := d.Decode(&m.identityRecord); err != nil {
 		return corruptf(logFileName, "record %q: %v", keyIdentity, err)
 	}
+	if s.c.Whoever {
+		s.c.ID, s.c.Cell = m.ID, m.Cell
+	}
 	if m.ID != s.c.ID {
 		return fmt.Errorf("%w: the data is that of node %q, not %q; set Options.ID to it, or take another directory", ErrWrongCell, m.ID, s.c.ID)
 	}

@@ -55,6 +55,7 @@ type snapMeta struct {
 	Format             int
 	ID                 string
 	Made               uint64 // orders snapshots of one index
+	Epoch              uint64 // of the cell whose state it is: it counts while the node is one of that cell
 	Version            raft.SnapshotVersion
 	Index, Term        uint64
 	Configuration      []byte // as raft encodes it
@@ -76,22 +77,26 @@ func (t *snapStore) init(s *store, f snapFile) {
 	t.turn <- struct{}{}
 }
 
-// load reads and checks all complete snapshots and removes the others.
+// load reads and checks all complete snapshots of the node's cell and removes the others. One of another epoch is that of
+// a Recover which a crash interrupted before the node was of that epoch, or what a finished Recover replaced.
 func (t *snapStore) load() error {
 	records, err := t.file.list()
 	if err != nil {
 		return err
 	}
+	epoch := t.s.identityRecord().Epoch
 	for _, r := range records {
-		if r.meta == nil {
+		var m *snapMeta
+		if r.meta != nil {
+			if m, err = decodeSnapMeta(r); err != nil {
+				return err
+			}
+		}
+		if m == nil || m.Epoch != epoch {
 			if err := t.file.remove(r.id); err != nil {
 				return err
 			}
 			continue
-		}
-		m, err := decodeSnapMeta(r)
-		if err != nil {
-			return err
 		}
 		t.live = append(t.live, m)
 		t.made = max(t.made, m.Made)
@@ -203,6 +208,11 @@ func (t *snapStore) reset() error {
 func (t *snapStore) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
 	configurationIndex uint64, _ raft.Transport,
 ) (raft.SnapshotSink, error) {
+	return t.create(t.s.identityRecord().Epoch, version, index, term, configuration, configurationIndex)
+}
+
+// create begins a snapshot of a cell that this node may be going to belong to.
+func (t *snapStore) create(epoch uint64, version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration, configurationIndex uint64) (raft.SnapshotSink, error) {
 	if index == 0 {
 		return nil, errors.New("a snapshot of nothing")
 	}
@@ -217,7 +227,7 @@ func (t *snapStore) Create(version raft.SnapshotVersion, index, term uint64, con
 	made, resets := t.made, t.resets
 	t.mu.Unlock()
 	return &snapSink{t: t, resets: resets, sum: xxhash.New64(), m: snapMeta{
-		Format: storeFormat, ID: fmt.Sprintf("%d-%d-%s", term, index, rand.Text()[:12]), Made: made,
+		Format: storeFormat, ID: fmt.Sprintf("%d-%d-%s", term, index, rand.Text()[:12]), Made: made, Epoch: epoch,
 		Version: version, Index: index, Term: term, conf: configuration.Clone(),
 		Configuration: raft.EncodeConfiguration(configuration), ConfigurationIndex: configurationIndex,
 	}}, nil

@@ -19,6 +19,7 @@ type storeConfig struct {
 	Dir      string                // "" = memory
 	Disk     *hook.Disk            // the memory when Dir is ""; nil = a new private one
 	ID, Cell string                // written at the first open, checked at later ones
+	Whoever  bool                  // there is a state; ID and Cell are what it says
 	Gate     *hook.Gate            // each operation waits at it before it returns; nil = never
 	Fault    func(op string) error // called before each write; its error is the disk's; nil = never
 	Slow     time.Duration         // stalled is true while one write takes longer; 0 = never

@@ -11,6 +11,7 @@ import (
 var (
 	ErrDiskInUse = errors.New("disk is in use") // somebody else has it open
 	ErrDiskGone  = errors.New("disk is gone")   // this handle was closed, or the disk crashed under it
+	ErrDiskUsed  = errors.New("disk is not empty")
 )
 
 // Disk is a disk in memory, which outlives the nodes that use it. It holds tables of ordered keys. One handle at a time
@@ -63,6 +64,24 @@ func (d *Disk) Crash() {
 		}
 	}
 	d.journal = nil
+}
+
+// Become gives d, which must be empty and nobody's, what from has, which must not be used again.
+func (d *Disk) Become(from *Disk) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.owner != nil {
+		return ErrDiskInUse
+	}
+	for _, t := range d.tables {
+		if len(t.keys) > 0 {
+			return ErrDiskUsed
+		}
+	}
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	d.tables, d.journal = from.tables, from.journal
+	return nil
 }
 
 // Damage replaces a stored value by what f makes of a copy of it, behind the owner's back and at once durable. Nil
