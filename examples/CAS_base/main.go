@@ -1,7 +1,7 @@
 // Command CAS_base does ChubbyGo's three compare-and-swap operations from many goroutines at once.
 //
 //	go run ./examples/CAS_base
-//	go run ./examples/CAS_base -server server_config.json
+//	go run ./examples/CAS_base -client client_config.json
 //
 // A counter begins at 8. Nine goroutines subtract 1 with the bound 0: eight succeed. Nine add 1 with the bound 8: eight
 // succeed. Nine swap 8 for 10: one succeeds. All of them run on the three nodes of a cell, in this process if no file is

@@ -2,7 +2,7 @@
 //
 //	go run ./examples/client_base
 //	go run ./examples/client_base -goroutines 50 -requests 200 -fast
-//	go run ./examples/client_base -server server_config.json
+//	go run ./examples/client_base -client client_config.json
 //
 // Each goroutine writes a file of its own and reads it back, again and again, with Get or, with -fast, with FastGet. You
 // see how many calls were made, how long they took, and what a read costs: Get asks the cell and is linearizable on every

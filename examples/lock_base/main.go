@@ -1,7 +1,7 @@
 // Command lock_base goes through all basic lock operations, as ChubbyGo's program of this name does.
 //
 //	go run ./examples/lock_base
-//	go run ./examples/lock_base -server server_config.json
+//	go run ./examples/lock_base -client client_config.json
 //
 // Two sessions, named ann and bob, take turns at one file and its lock, each on a node of its own. You see the lock tried,
 // taken, waited for and given back; a token (here: sequencer) checked and found stale; readers who share; a lock that ends

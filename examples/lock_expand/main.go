@@ -3,7 +3,7 @@
 //
 //	go run ./examples/lock_expand
 //	go run ./examples/lock_expand -readers 20 -writers 10 -rounds 50
-//	go run ./examples/lock_expand -server server_config.json
+//	go run ./examples/lock_expand -client client_config.json
 //
 // You see that readers hold the lock together; that a writer waits for them, and that a reader who comes after it waits
 // behind it, so that readers cannot starve a writer; and then all of them at once: two files are always changed

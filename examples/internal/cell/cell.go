@@ -16,16 +16,20 @@ import (
 
 // Flags say which cell a program talks to. The zero value is three nodes in this process.
 type Flags struct {
+	// Client is a file like ChubbyGo's client_config.json. The nodes are those of other processes, such as
+	// examples/server.
+	Client string
 	// Servers are files like ChubbyGo's server_config.json, one for each node to be opened in this process. Nodes that
 	// the files name but that are not opened here must be opened by other processes.
 	Servers []string
 
-	network chubby.Network // of the nodes from files; nil = TCP. For the test.
+	network chubby.Network // of what comes from files; nil = TCP. For the test.
 }
 
 // Register adds the flags to a program's own.
 func Register(fs *flag.FlagSet) *Flags {
 	f := &Flags{}
+	fs.StringVar(&f.Client, "client", "", "a `file` like client_config.json: be a client of that cell, instead of three nodes in memory")
 	fs.Func("server", "a `file` like server_config.json: open that node in this process, instead of three nodes in memory; repeat it for more nodes", func(file string) error {
 		f.Servers = append(f.Servers, file)
 		return nil
@@ -35,12 +39,16 @@ func Register(fs *flag.FlagSet) *Flags {
 
 // Cell is a way into a cell.
 type Cell struct {
-	Clients []*chubby.Client // at least one; that of a node where there is one
+	Clients []*chubby.Client // at least one: the nodes' own, or a dialled one
+	Addrs   []string         // where members listen
 	nodes   []*chubby.Node
 }
 
 // Open opens what the flags ask for and waits until it is ready. Whoever gets a Cell must Close it.
 func (f *Flags) Open(ctx context.Context) (*Cell, error) {
+	if f.Client != "" {
+		return f.dial(ctx)
+	}
 	all, err := f.options()
 	if err != nil {
 		return nil, err
@@ -53,6 +61,7 @@ func (f *Flags) Open(ctx context.Context) (*Cell, error) {
 		}
 		c.nodes = append(c.nodes, n)
 		c.Clients = append(c.Clients, n.Client)
+		c.Addrs = append(c.Addrs, o.Listen)
 	}
 	for _, n := range c.nodes {
 		if err := n.WaitReady(ctx); err != nil {
@@ -62,12 +71,31 @@ func (f *Flags) Open(ctx context.Context) (*Cell, error) {
 	return c, nil
 }
 
+func (f *Flags) dial(ctx context.Context) (*Cell, error) {
+	if len(f.Servers) > 0 {
+		return nil, errors.New("-client and -server: use one of them")
+	}
+	o, err := chubby.LoadClientConfig(f.Client)
+	if err != nil {
+		return nil, err
+	}
+	o.Network = f.network
+	c, err := chubby.Dial(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Cell{Clients: []*chubby.Client{c}, Addrs: o.Addrs}, nil
+}
+
 // Client gives client i, counting round and round.
 func (c *Cell) Client(i int) *chubby.Client { return c.Clients[i%len(c.Clients)] }
 
 // Close closes what Open opened. Sessions first, while there is a majority that can end them: the last node would wait
 // for one in vain, as it does in a real cell that is closed as a whole.
 func (c *Cell) Close() error {
+	if len(c.nodes) == 0 {
+		return c.Clients[0].Close()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	return errors.Join(

@@ -14,8 +14,8 @@ import (
 	"github.com/chubbygo/chubby"
 )
 
-// Three files like the seed's make one cell.
-func TestServers(t *testing.T) {
+// Three files like the seed's make one cell, and a fourth a client of it.
+func TestFiles(t *testing.T) {
 	t.Chdir(t.TempDir()) // the files name data directories relative to it
 	ports := &bound{listeners: make(map[string]net.Listener)}
 	var addrs []string
@@ -45,6 +45,14 @@ func TestServers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	b, err := json.Marshal(map[string]any{"client_address": addrs, "maxreries": 13})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "client_config.json")
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	c, err := f.Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +63,14 @@ func TestServers(t *testing.T) {
 	if e, err := c.Client(4).Get(t.Context(), "/a"); err != nil || string(e.Data) != "one" {
 		t.Errorf("another node reads %q, %v; want one", e.Data, err)
 	}
-	if err := c.Close(); err != nil {
+	client, err := (&Flags{Client: file, network: ports}).Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := client.Client(1).Get(t.Context(), "/a"); err != nil || string(e.Data) != "one" {
+		t.Errorf("a client reads %q, %v; want one", e.Data, err)
+	}
+	if err := errors.Join(client.Close(), c.Close()); err != nil {
 		t.Error(err)
 	}
 }
@@ -68,7 +83,15 @@ func TestNoFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := f.Open(t.Context()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("Open: %v, want %v", err, os.ErrNotExist)
+		t.Errorf("Open of servers: %v, want %v", err, os.ErrNotExist)
+	}
+	f.Client = f.Servers[0]
+	if _, err := f.Open(t.Context()); err == nil {
+		t.Error("-client and -server together were taken")
+	}
+	f.Servers = nil
+	if _, err := f.Open(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Open of a client: %v, want %v", err, os.ErrNotExist)
 	}
 }
 
