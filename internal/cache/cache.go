@@ -21,7 +21,7 @@ const (
 // Lease names one unbroken time in which a client may cache. The zero Lease is none.
 type Lease struct {
 	Term uint64 // of the leader that granted it
-	ID   uint64 // within the term; ascending
+	ID   uint64 // within the term; ascending. 0 = none in this term
 }
 
 // newer reports whether l was granted after m.

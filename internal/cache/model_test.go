@@ -16,7 +16,7 @@ import (
 // deaths, changes of the leader, and clocks that differ by up to 2 %. And no command waits for longer than a lease and
 // some patience.
 func TestModel(t *testing.T) {
-	seeds := uint64(40)
+	seeds := uint64(60)
 	if testing.Short() {
 		seeds = 10
 	}
@@ -35,7 +35,7 @@ func TestModel(t *testing.T) {
 		"hits": total.Hits, "kept fills": total.Kept, "void fills": total.Void, "writes": total.Writes, "waits": total.Waited,
 		"lapses": total.Lapsed, "ends of sessions": total.Ends, "changes of the leader": total.Terms, "early openings": total.Flushed,
 	} {
-		if n < 10 {
+		if n < 5 {
 			t.Errorf("%s: only %d", what, n)
 		}
 	}
@@ -99,9 +99,13 @@ type world struct {
 	version map[string]int    // of what is at each path; 0 = nothing ever was
 	owner   map[string]uint64 // who takes it along
 	ended   map[uint64]bool
-	leaders []*leader // the last one leads
+	leaders []*leader  // the last one leads
+	members [3]*leader // the last leadership of each
 	clients []*modelClient
 	paths   []string
+	at      int           // which member leads
+	slow    int           // one in so many messages is late
+	busy    time.Duration // longest pause between writes
 }
 
 type leader struct {
@@ -128,12 +132,13 @@ func newWorld(seed uint64) *world {
 		rng: rand.New(rand.NewPCG(seed, 1)), version: make(map[string]int), owner: make(map[string]uint64), ended: make(map[uint64]bool),
 		paths: []string{"/a", "/b", "/b/c", "/b/d", "/e/f/g"},
 	}
-	for i := range 4 {
+	w.slow, w.busy = 4+w.rng.IntN(40), time.Duration(10+w.rng.IntN(200))*time.Millisecond
+	for i := range 1 + w.rng.IntN(4) {
 		w.clients = append(w.clients, &modelClient{w: w, session: uint64(i + 1), store: NewStore(4 * (overhead + 20)), clock: w.clock()})
 	}
 	w.elect()
 	for _, c := range w.clients {
-		c.lead = w.leaders[0]
+		c.member = w.rng.IntN(len(w.members))
 		w.after(0, c.live)
 		w.after(0, c.keep)
 		w.after(0, c.poll)
@@ -173,7 +178,7 @@ func (w *world) check() {
 }
 
 func (w *world) delay() time.Duration {
-	if w.rng.IntN(40) == 0 {
+	if w.rng.IntN(w.slow) == 0 {
 		return time.Duration(w.rng.Int64N(int64(3 * time.Second)))
 	}
 	return time.Duration(w.rng.Int64N(int64(30 * time.Millisecond)))
@@ -210,8 +215,12 @@ func (w *world) elect() {
 	}
 	l.r.AwaitFlush(sessions, l.clock.now()+LeaderLease)
 	w.leaders = append(w.leaders, l)
+	if len(w.leaders) == 1 || w.rng.IntN(2) == 0 {
+		w.at = w.rng.IntN(len(w.members))
+	}
+	w.members[w.at] = l
 	w.after(0, l.tick)
-	w.after(5*time.Second+time.Duration(w.rng.Int64N(int64(5*time.Second))), w.elect)
+	w.after(time.Duration(w.rng.Int64N(int64(6*time.Second))), w.elect)
 }
 
 func (l *leader) tick() {
@@ -350,7 +359,7 @@ func (w *world) write() {
 		l = w.leaders[len(w.leaders)-2] // it commits nothing
 	}
 	l.propose(p)
-	w.after(time.Duration(w.rng.Int64N(int64(200*time.Millisecond))), w.write)
+	w.after(time.Duration(w.rng.Int64N(int64(w.busy))), w.write)
 }
 
 // Clients.
@@ -360,7 +369,8 @@ type modelClient struct {
 	session uint64
 	store   *Store
 	clock   skewed
-	lead    *leader
+	member  int // that it takes for the leader
+	peer    uint64
 	paused  time.Duration // until then nothing is done here
 	polling int           // counts polls, so that only the newest is answered
 	polled  func()        // answers it
@@ -378,13 +388,13 @@ func (c *modelClient) awake(do func()) {
 // live is reading, and what befalls a client.
 func (c *modelClient) live() {
 	w := c.w
-	switch w.rng.IntN(300) {
+	switch w.rng.IntN(100) {
 	case 0:
 		c.paused = w.now + time.Duration(w.rng.Int64N(int64(4*time.Second)))
 	case 1, 2, 3:
 		// Whoever leads, or led: a client may be wrong about that.
-		c.store.Leave()
-		c.lead = w.leaders[max(0, len(w.leaders)-1-w.rng.IntN(2))]
+		c.peer = c.store.Leave()
+		c.member = w.rng.IntN(len(w.members))
 		c.poll()
 	default:
 		c.get(w.paths[w.rng.IntN(len(w.paths))])
@@ -397,7 +407,7 @@ func (c *modelClient) get(path string) {
 		c.w.tally.Hits++ // check has compared it
 		return
 	}
-	wish, h := c.store.Ask(path)
+	wish, h := c.store.Ask(path, c.peer)
 	sent := c.clock.now()
 	c.send(h, func(l *leader) {
 		lease, granted := l.r.Renew(c.session, l.clock.now(), l.clock.now())
@@ -435,7 +445,8 @@ func (c *modelClient) get(path string) {
 
 // keep renews the lease.
 func (c *modelClient) keep() {
-	h, sent := c.store.Holding(), c.clock.now()
+	h, _ := c.store.Holding(c.peer)
+	sent := c.clock.now()
 	c.send(h, func(l *leader) {
 		lease, granted := l.r.Renew(c.session, l.clock.now(), l.clock.now())
 		c.confirm(l, func() {
@@ -449,7 +460,7 @@ func (c *modelClient) keep() {
 
 // poll waits for invalidations, acknowledging those before.
 func (c *modelClient) poll() {
-	h := c.store.Holding()
+	h, _ := c.store.Holding(c.peer)
 	c.polling++
 	mine := c.polling
 	again := func() {
@@ -459,16 +470,13 @@ func (c *modelClient) poll() {
 	}
 	c.send(h, func(l *leader) {
 		c.polled = func() {
-			lease := Lease{l.term, 0}
-			if x := l.r.client(c.session, l.clock.now()); x != nil {
-				lease.ID = x.lease
-			}
+			lease := l.r.Lease(c.session, l.clock.now())
 			after := h.Dropped
 			if lease != h.Lease {
 				after = 0
 			}
 			list := l.r.Pending(c.session, lease, after)
-			if len(list) == 0 || lease.ID == 0 {
+			if len(list) == 0 && !l.r.Awaited(c.session) {
 				return
 			}
 			c.polled = nil
@@ -483,25 +491,28 @@ func (c *modelClient) poll() {
 }
 
 func (c *modelClient) news(l *leader) {
-	if c.polled != nil && c.lead == l {
+	if c.polled != nil && c.w.members[c.member] == l {
 		c.polled()
 	}
 }
 
 // send brings a question to the leader that c asks; it may get lost, and then lost is called.
 func (c *modelClient) send(h Holding, arrive func(*leader), lost func()) {
-	l := c.lead
+	to := c.member
 	if c.w.rng.IntN(50) == 0 {
 		c.w.after(time.Second, func() { c.awake(lost) })
 		return
 	}
 	c.w.after(c.w.delay(), func() {
-		if h.Lease.Term == 0 || h.Lease.Term == l.term {
-			open := l.r.Open(l.clock.now())
-			l.r.Flushed(c.session)
-			if !open && l.r.Open(l.clock.now()) {
-				c.w.tally.Flushed++
-			}
+		l := c.w.members[to]
+		if l == nil {
+			c.answer(lost)
+			return
+		}
+		open := l.r.Open(l.clock.now())
+		l.r.Flushed(c.session, h.Lease.Term)
+		if !open && l.r.Open(l.clock.now()) {
+			c.w.tally.Flushed++
 		}
 		l.r.Acknowledge(c.session, h.Lease, h.Dropped, l.clock.now())
 		arrive(l)

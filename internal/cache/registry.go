@@ -96,8 +96,17 @@ func (r *Registry) AwaitFlush(sessions []uint64, until time.Duration) {
 	r.flushUntil = until
 }
 
-// Flushed notes that the session holds nothing of a term before this one.
-func (r *Registry) Flushed(session uint64) { delete(r.flush, session) }
+// Awaited reports whether the session is one of those. It has to be told of this term at once.
+func (r *Registry) Awaited(session uint64) bool { return r.flush[session] }
+
+// Flushed takes in under which term's lease the session says that it holds what it holds. If that is this one, it has
+// dropped everything of earlier terms when it heard of it, and will take no answer of theirs. That it holds nothing at
+// all, in no term, says less: an earlier term's answer may be on its way.
+func (r *Registry) Flushed(session, term uint64) {
+	if term == r.term {
+		delete(r.flush, session)
+	}
+}
 
 // Open reports whether commands may be proposed.
 func (r *Registry) Open(now time.Duration) bool {
@@ -464,6 +473,14 @@ func (r *Registry) Renew(session uint64, received, now time.Duration) (l Lease, 
 	}
 	c.deadline = max(c.deadline, received+LeaderLease)
 	return Lease{r.term, c.lease}, true
+}
+
+// Lease gives the session's lease, the number 0 of the term if it has none.
+func (r *Registry) Lease(session uint64, now time.Duration) Lease {
+	if c := r.client(session, now); c != nil {
+		return Lease{r.term, c.lease}
+	}
+	return Lease{r.term, 0}
 }
 
 // Current reports whether the lease, once renewed, still stands. The answer to the client is built at that moment.

@@ -68,11 +68,14 @@ type Wish struct {
 	dirty uint64 // number of the newest invalidation of path since
 }
 
-// Ask notes that the client is about to ask for path. Every Wish ends with Fill or Cancel. State says what the question
-// must carry.
-func (s *Store) Ask(path string) (w *Wish, h Holding) {
+// Ask notes that the client is about to ask the peer for path. Every Wish ends with Fill or Cancel. h is what the question
+// must carry. w is nil if another peer is asked by now.
+func (s *Store) Ask(path string, peer uint64) (w *Wish, h Holding) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if peer != s.peer {
+		return nil, Holding{}
+	}
 	w = &Wish{path: path, peer: s.peer}
 	s.asked[path] = append(s.asked[path], w)
 	return w, s.holding()
@@ -106,14 +109,14 @@ func (s *Store) forget(w *Wish) {
 type Holding struct {
 	Lease   Lease
 	Dropped uint64 // all invalidations up to this number
-	Peer    uint64 // for the answer
+	Peer    uint64 // who is asked
 }
 
-// Holding gives the present one.
-func (s *Store) Holding() Holding {
+// Holding gives the present one. It reports false if another peer is asked by now.
+func (s *Store) Holding(peer uint64) (Holding, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.holding()
+	return s.holding(), peer == s.peer
 }
 
 func (s *Store) holding() Holding { return Holding{s.lease, s.dropped, s.peer} }
@@ -206,13 +209,15 @@ func (s *Store) Invalidate(h Holding, lease Lease, list []Invalidation) {
 	}
 }
 
-// Leave drops everything, because another leader will be asked, or nobody: what was asked before is void.
-func (s *Store) Leave() {
+// Leave drops everything, because another leader will be asked, or nobody: what was asked before is void. peer names who
+// is asked from now on.
+func (s *Store) Leave() (peer uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.clear()
 	s.lease, s.until, s.dropped = Lease{}, 0, 0
 	s.peer++
+	return s.peer
 }
 
 // Len is how many items there are.

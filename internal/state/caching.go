@@ -4,11 +4,11 @@ import "slices"
 
 // What the cell leader asks for the client cache; see internal/cache.
 
-// Caches reports whether the session lives, was opened as one whose client caches, and was opened with this nonce, which
-// nobody but the client and the members know.
-func (s *State) Caches(session uint64, nonce [16]byte) bool {
+// Caches reports whether the session lives, and was opened by principal as one whose client caches, with a lease of at
+// least so many milliseconds.
+func (s *State) Caches(session uint64, principal string, least uint64) bool {
 	v, ok := s.sessions.get(key64(session))
-	return ok && v.caching && v.nonce == nonce
+	return ok && v.caching && v.principal == principal && v.lease >= least
 }
 
 // Belongings gives the paths of all that the end of the session may change, sorted: its ephemeral entries, those that

@@ -8,25 +8,26 @@ import (
 	"github.com/chubbygo/chubby/internal/command"
 )
 
-// A caching session is known by its nonce, and only while it lives.
+// A caching session is its principal's, and only while it lives.
 func TestCaches(t *testing.T) {
 	m := NewMachine(New("c", 1))
-	nonce := [16]byte{7}
-	apply(t, m, &command.Command{Kind: command.KindOpenSession, Session: 1, Nonce: nonce, Caching: true})
-	apply(t, m, &command.Command{Kind: command.KindOpenSession, Session: 2, Nonce: nonce})
+	apply(t, m, &command.Command{Kind: command.KindOpenSession, Session: 1, Principal: "p", Lease: 2000, Caching: true})
+	apply(t, m, &command.Command{Kind: command.KindOpenSession, Session: 2, Principal: "p", Lease: 2000})
+	apply(t, m, &command.Command{Kind: command.KindOpenSession, Session: 4, Principal: "p", Lease: 1999, Caching: true})
 	s, _ := m.Publish()
 	for _, tt := range []struct {
-		name    string
-		session uint64
-		nonce   [16]byte
-		want    bool
+		name      string
+		session   uint64
+		principal string
+		want      bool
 	}{
-		{"itself", 1, nonce, true},
-		{"another's guess", 1, [16]byte{8}, false},
-		{"not caching", 2, nonce, false},
-		{"unknown", 3, nonce, false},
+		{"its own", 1, "p", true},
+		{"another's", 1, "q", false},
+		{"not caching", 2, "p", false},
+		{"unknown", 3, "p", false},
+		{"lease too short", 4, "p", false},
 	} {
-		if got := s.Caches(tt.session, tt.nonce); got != tt.want {
+		if got := s.Caches(tt.session, tt.principal, 2000); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
@@ -34,11 +35,11 @@ func TestCaches(t *testing.T) {
 	for v := range s.Sessions() {
 		views = append(views, v.Caching)
 	}
-	if !slices.Equal(views, []bool{true, false}) {
+	if !slices.Equal(views, []bool{true, false, true}) {
 		t.Errorf("Sessions say %v", views)
 	}
-	apply(t, m, &command.Command{Kind: command.KindCloseSession, Session: 1})
-	if s, _ = m.Publish(); s.Caches(1, nonce) {
+	apply(t, m, &command.Command{Kind: command.KindCloseSession, Session: 1, Principal: "p"})
+	if s, _ = m.Publish(); s.Caches(1, "p", 0) {
 		t.Error("a session that was closed caches")
 	}
 }
