@@ -26,6 +26,7 @@ type Client struct {
 		waiters  map[owner]*lockWaiter
 		closed   bool
 	}
+	cache *clientCache  // nil = none
 	wake  chan struct{} // cap 1: the keeper has something new to look after
 	fresh atomic.Bool   // there are grants to acknowledge
 }
@@ -75,7 +76,7 @@ func (c *Client) session(ctx context.Context) (*Session, error) {
 		c.mu.opening = o
 		// In the Client's own time: one caller's impatience must not fail the others.
 		if !c.cell.spawn(func() {
-			o.session, o.err = c.openSession(c.cell.life(), SessionOptions{Name: c.terms.name})
+			o.session, o.err = c.openSession(c.cell.life(), SessionOptions{Name: c.terms.name}, c.cache != nil)
 			c.mu.Lock()
 			if o.err == nil && !c.mu.closed {
 				select {
@@ -125,6 +126,9 @@ func (c *Client) keep(s *Session) error {
 
 // drop forgets a session that has ended.
 func (c *Client) drop(s *Session) {
+	if c.cache != nil {
+		c.cache.ended(s)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.mu.sessions, uint64(s.id))

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/chubbygo/chubby/internal/cache"
 	"github.com/chubbygo/chubby/internal/hook"
 )
 
@@ -112,8 +113,11 @@ func (o DialOptions) validate() error {
 	if o.MaxRetries < 0 {
 		bad("MaxRetries %d: use 0 for no bound, or a positive number", o.MaxRetries)
 	}
-	if o.CacheBytes != 0 {
-		bad("CacheBytes %d: this version has no client cache; use 0", o.CacheBytes)
+	if o.CacheBytes < 0 {
+		bad("CacheBytes %d: use 0 for no cache, or a positive number", o.CacheBytes)
+	}
+	if o.CacheBytes > 0 && o.SessionLease < cache.ClientLease {
+		bad("SessionLease %v: with CacheBytes at least %v, which is how long the cell waits for a cache", o.SessionLease, cache.ClientLease)
 	}
 	if err := checkLease("SessionLease", o.SessionLease, o.GracePeriod, 0); err != nil {
 		errs = append(errs, err)

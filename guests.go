@@ -258,6 +258,8 @@ func (c *guestConn) call(ctx context.Context, k wire.Kind, payload []byte) ([]by
 		return c.next(ctx, payload)
 	case wire.KindEnd:
 		return nil, c.end(payload)
+	case wire.KindCacheFill, wire.KindCacheRenew, wire.KindCachePoll:
+		return c.node.answerCache(ctx, &c.house, k, payload)
 	}
 	return nil, fmt.Errorf("%w: kind %d", errNoHandler, k)
 }
@@ -333,7 +335,7 @@ func (c *guestConn) establish(ctx context.Context, payload []byte) ([]byte, erro
 	ctx, cancel := context.WithTimeout(ctx, establishTime)
 	defer cancel()
 	e, err := c.node.establish(ctx, &command.Command{
-		Kind: command.KindOpenSession, Principal: c.house.principal, Name: o.Name, Lease: o.Lease, Grace: o.Grace,
+		Kind: command.KindOpenSession, Principal: c.house.principal, Name: o.Name, Lease: o.Lease, Grace: o.Grace, Caching: o.Caching,
 	})
 	if err != nil {
 		return nil, err

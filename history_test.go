@@ -110,7 +110,7 @@ func runHistory(t *testing.T, h *history, seed uint64, length time.Duration) {
 		rng := rand.New(rand.NewPCG(seed, uint64(caller)))
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
-				oneCall(h, cell.Node(caller%3), rng, fmt.Sprintf("%d.%d", caller, i))
+				oneCall(h, cell.Node(caller%3).Client, rng, fmt.Sprintf("%d.%d", caller, i))
 				time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
 			}
 		})
@@ -120,7 +120,7 @@ func runHistory(t *testing.T, h *history, seed uint64, length time.Duration) {
 }
 
 // oneCall makes one random call and notes it.
-func oneCall(h *history, n *chubby.Node, rng *rand.Rand, unique string) {
+func oneCall(h *history, n *chubby.Client, rng *rand.Rand, unique string) {
 	c := lincheck.FileCall{Path: fmt.Sprintf("/h/%d", rng.IntN(3)), Op: lincheck.FileOp(1 + rng.IntN(5)), New: unique, Delta: 1}
 	if rng.IntN(2) == 0 {
 		c.New = fmt.Sprint(rng.IntN(5)) // something that Add and CompareAndSwap can meet

@@ -281,9 +281,17 @@ func (c *Client) readAt(ctx context.Context, kind wire.QueryKind, path string) (
 	if err != nil {
 		return "", wire.Answer{}, err
 	}
-	a, err := c.cell.query(ctx, wire.Query{Kind: kind, Path: p})
-	if err != nil {
-		return "", wire.Answer{}, err
+	var a wire.Answer
+	cached := false
+	if c.cache != nil && kind == wire.QueryEntry {
+		if a, cached, err = c.cache.entry(ctx, p); err != nil {
+			return "", wire.Answer{}, err
+		}
+	}
+	if !cached {
+		if a, err = c.cell.query(ctx, wire.Query{Kind: kind, Path: p}); err != nil {
+			return "", wire.Answer{}, err
+		}
 	}
 	c.saw(a.Revision)
 	if a.Code != command.OK {

@@ -22,6 +22,7 @@ type leadership struct {
 	confirmer *confirmer
 	leases    *leases
 	changer   *changer
+	caches    *caches
 }
 
 // track follows who leads the cell. It is the only goroutine that changes the proposer's route.
@@ -122,6 +123,7 @@ func (n *Node) newLeadership(term uint64) *leadership {
 	l.confirmer = newConfirmer(l)
 	l.leases = newLeases(l)
 	l.changer = &changer{lead: l}
+	l.caches = newCaches(l)
 	return l
 }
 
@@ -151,9 +153,11 @@ func (l *leadership) open() bool {
 		return false
 	}
 	l.leases.start()
+	l.caches.start()
 	l.wg.Go(l.confirmer.run)
 	l.wg.Go(l.leases.tick)
 	l.wg.Go(l.leases.run)
+	l.wg.Go(l.caches.run)
 	return true
 }
 
@@ -188,6 +192,9 @@ func (l *leadership) admit(b *batch) {
 		if s == statusApplied {
 			kept = append(kept, x)
 		} else {
+			if x.caches == l.caches {
+				l.caches.withdrawn(x.touch)
+			}
 			x.complete(s, nil)
 		}
 	}

@@ -102,7 +102,10 @@ type DialOptions struct {
 	Insecure bool
 	// MaxRetries bounds how often an unreachable cell is tried. 0 means until the context ends.
 	MaxRetries int
-	// CacheBytes, if positive, is the size of a consistent client cache (Chubby §2.7). 0 means none.
+	// CacheBytes, if positive, is the size of a consistent client cache (Chubby §2.7): Get and Stat of files, and of what
+	// does not exist, are answered from memory and are as linearizable as without it. Directories and lists are not cached.
+	// Whoever changes an entry waits until every client that caches it has dropped it; for a client that is gone, or
+	// silent, at most 2 s. SessionLease must be at least 1.5 s then. 0 means none.
 	CacheBytes int64
 	// SessionLease and GracePeriod are as in Options.
 	SessionLease time.Duration

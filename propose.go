@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 
+	"github.com/chubbygo/chubby/internal/cache"
 	"github.com/chubbygo/chubby/internal/command"
 )
 
@@ -66,6 +68,9 @@ type proposal struct {
 	result command.Result // with statusApplied
 	wake   chan struct{}  // cap 1; receives once, unless group is set
 	group  *group         // the frame it came with, on a node that forwards for others
+
+	caches *caches      // of the term in which touch was begun; nil = it was not
+	touch  *cache.Touch // what the command may change of what clients cache
 }
 
 func (p *proposal) complete(s status, r *command.Result) {
@@ -89,8 +94,11 @@ type group struct {
 // batch is what one raft entry holds.
 type batch struct {
 	props    []*proposal
-	commands int   // taken from the queue; admit may drop some of them
+	taken    int   // commands taken from the queue; admit may drop some of them
+	commands int   // of these, those that have not been set aside for caches
 	bytes    int64 // of them
+	// untracked says that nobody looked at what the commands touch, because nobody cached.
+	untracked bool
 }
 
 // proposer gathers the commands of this node and brings them into the log, through raft where this node leads the cell,
@@ -102,8 +110,9 @@ type proposer struct {
 	mu struct {
 		sync.Mutex
 		urgent, normal []*proposal
+		aside          map[*cache.Touch]*proposal // waiting for caches to drop what they touch
 		route          route
-		commands       int   // queued and in flight
+		commands       int   // queued, set aside and in flight
 		bytes          int64 // of them
 		entries        map[uint64]*batch
 		last           uint64 // number of the newest entry
@@ -121,6 +130,7 @@ type proposer struct {
 func newProposer(n *Node, origin uint64) *proposer {
 	p := &proposer{node: n, origin: origin}
 	p.mu.entries = make(map[uint64]*batch)
+	p.mu.aside = make(map[*cache.Touch]*proposal)
 	p.mu.route = route{ctx: n.ctx, changed: make(chan struct{})}
 	p.work = sync.NewCond(&p.mu)
 	return p
@@ -235,6 +245,11 @@ func (p *proposer) enqueue(x *proposal) (routeChanged <-chan struct{}, err error
 func (p *proposer) push(x *proposal) {
 	p.mu.commands++
 	p.mu.bytes += int64(len(x.raw))
+	p.requeue(x)
+}
+
+// requeue is push for what is counted already. Called with mu held.
+func (p *proposer) requeue(x *proposal) {
 	if x.urgent {
 		p.mu.urgent = append(p.mu.urgent, x)
 	} else {
@@ -271,21 +286,34 @@ func (p *proposer) enqueueGroup(props []*proposal) status {
 
 // withdraw takes a proposal back out of the queue. It reports false if it had left already.
 func (p *proposer) withdraw(x *proposal) bool {
+	if !p.remove(x) {
+		return false
+	}
+	if x.caches != nil {
+		x.caches.withdrawn(x.touch)
+	}
+	return true
+}
+
+func (p *proposer) remove(x *proposal) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	lane := &p.mu.normal
 	if x.urgent {
 		lane = &p.mu.urgent
 	}
-	for i, y := range *lane {
-		if x == y {
-			*lane = append((*lane)[:i:i], (*lane)[i+1:]...)
-			p.mu.commands--
-			p.mu.bytes -= int64(len(x.raw))
-			return true
-		}
+	i := slices.Index(*lane, x)
+	switch {
+	case x.touch != nil && p.mu.aside[x.touch] == x:
+		delete(p.mu.aside, x.touch)
+	case i >= 0:
+		*lane = append((*lane)[:i:i], (*lane)[i+1:]...)
+	default:
+		return false
 	}
-	return false
+	p.mu.commands--
+	p.mu.bytes -= int64(len(x.raw))
+	return true
 }
 
 // route tells where commands go now.
@@ -310,6 +338,7 @@ func (p *proposer) setRoute(r route) {
 	r.changed = make(chan struct{})
 	p.mu.route = r
 	var back []*proposal
+	p.recall()
 	if r.lead == nil {
 		back = p.takeForwarded(&p.mu.urgent, back)
 		back = p.takeForwarded(&p.mu.normal, back)
@@ -378,7 +407,7 @@ func (p *proposer) run() {
 		p.mu.bytes -= b.bytes
 		if r.lead != nil {
 			p.mu.applying--
-			p.mu.flying -= b.commands
+			p.mu.flying -= b.taken
 			p.gather(b.commands, time.Since(start))
 			p.work.Signal()
 		}
@@ -419,7 +448,7 @@ func (p *proposer) ready(r route) bool {
 		return false
 	case r.lead == nil:
 		return r.server != ""
-	case p.mu.held || p.mu.paused:
+	case p.mu.held || p.mu.paused || !r.lead.caches.open.Load():
 		return false
 	case p.mu.applying == 0:
 		return n >= p.mu.expected
@@ -439,7 +468,7 @@ func (p *proposer) take() (*batch, route, bool) {
 			p.fill(b, &p.mu.normal)
 			if r.lead != nil {
 				p.mu.applying++
-				p.mu.flying += b.commands
+				p.mu.flying += b.taken
 				p.mu.expected = 0
 			}
 			if p.ready(r) {
@@ -461,6 +490,7 @@ func (p *proposer) fill(b *batch, lane *[]*proposal) {
 			break
 		}
 		b.props = append(b.props, x)
+		b.taken++
 		b.commands++
 		b.bytes += size
 		n++
@@ -477,7 +507,9 @@ func (p *proposer) fill(b *batch, lane *[]*proposal) {
 // that there will be none.
 func (p *proposer) apply(b *batch, lead *leadership) {
 	lead.admit(b)
+	lead.caches.admit(b)
 	if len(b.props) == 0 {
+		lead.caches.decided(b)
 		return
 	}
 	entry := make([]byte, 0, int(b.bytes)+3*len(b.props)+32)
@@ -498,11 +530,15 @@ func (p *proposer) apply(b *batch, lead *leadership) {
 	delete(p.mu.entries, number)
 	p.mu.Unlock()
 	if !open {
+		lead.caches.decided(b)
 		return // settled
 	}
 	s := statusUnknown
 	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipTransferInProgress) || errors.Is(err, raft.ErrEnqueueTimeout) {
 		s = statusRefused // raft said so before the entry was in its log
+	}
+	if s == statusRefused {
+		lead.caches.decided(b)
 	}
 	for _, x := range b.props {
 		x.complete(s, nil)
@@ -532,6 +568,7 @@ func (p *proposer) settle(origin, number uint64, results []command.Result) {
 func (p *proposer) close() {
 	p.mu.Lock()
 	p.mu.closed = true
+	p.recall()
 	var back []*proposal
 	back = p.takeForwarded(&p.mu.urgent, back)
 	back = p.takeForwarded(&p.mu.normal, back)

@@ -133,6 +133,9 @@ func (r *remote) begin(a wire.Attached) (*Client, error) {
 		principal: a.Principal, cell: o.Cell, name: a.Principal, limits: limits, lease: o.SessionLease, grace: o.GracePeriod,
 		heartbeat: a.Heartbeat, clock: r.clock, log: o.Logger,
 	})
+	if o.CacheBytes > 0 {
+		c.cache = newClientCache(c, r, o.CacheBytes)
+	}
 	r.client.Store(c)
 	r.transport.spawn(r.steer)
 	r.transport.spawn(c.keeper)
@@ -259,7 +262,7 @@ func (r *remote) propose(ctx context.Context, raw []byte, urgent bool, lost <-ch
 var errNoAnswerYet = errors.New("the cell has not answered yet")
 
 func (r *remote) establish(ctx context.Context, c *command.Command) (e established, err error) {
-	ask := wire.AppendOpening(nil, &wire.Opening{Name: c.Name, Lease: c.Lease, Grace: c.Grace})
+	ask := wire.AppendOpening(nil, &wire.Opening{Name: c.Name, Lease: c.Lease, Grace: c.Grace, Caching: c.Caching})
 	err = r.try(ctx, nil, func(m *memberConn, _ bool) verdict {
 		// Each attempt asks for a session of its own, whose lease begins to count here. One that was opened although its
 		// answer got lost ends by itself.

@@ -115,7 +115,7 @@ func (c *memberConn) call(ctx context.Context, k wire.Kind, payload []byte, pati
 	switch k {
 	case wire.KindUrgent, wire.KindRenew:
 		places = c.urgent
-	case wire.KindTouch, wire.KindTrack, wire.KindNext:
+	case wire.KindTouch, wire.KindTrack, wire.KindNext, wire.KindCacheRenew, wire.KindCachePoll:
 		places = nil
 	}
 	if places != nil {

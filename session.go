@@ -76,14 +76,15 @@ type Session struct {
 // NewSession opens a session of its own. It returns ErrBadOptions, ErrOverloaded when the cell has too many, ErrClosed,
 // or the error of ctx, with ErrUncertain if the session may have been opened; it then ends with its lease.
 func (c *Client) NewSession(ctx context.Context, o SessionOptions) (*Session, error) {
-	s, err := c.openSession(ctx, o)
+	s, err := c.openSession(ctx, o, false)
 	if err != nil {
 		return nil, &Error{Op: "open session", Path: o.Name, Err: err}
 	}
 	return s, nil
 }
 
-func (c *Client) openSession(ctx context.Context, o SessionOptions) (*Session, error) {
+// openSession opens a session. One that is caching lets the Client cache under it.
+func (c *Client) openSession(ctx context.Context, o SessionOptions, caching bool) (*Session, error) {
 	setDefault(&o.Lease, c.terms.lease)
 	setDefault(&o.Grace, c.terms.grace)
 	o.Grace = max(o.Grace, 0)
@@ -97,7 +98,7 @@ func (c *Client) openSession(ctx context.Context, o SessionOptions) (*Session, e
 	}
 	e, err := c.cell.establish(ctx, &command.Command{
 		Kind: command.KindOpenSession, Principal: c.principal, Name: o.Name,
-		Lease: uint64(o.Lease / time.Millisecond), Grace: uint64(o.Grace / time.Millisecond),
+		Lease: uint64(o.Lease / time.Millisecond), Grace: uint64(o.Grace / time.Millisecond), Caching: caching,
 	})
 	if err != nil {
 		return nil, err

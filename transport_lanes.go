@@ -50,9 +50,10 @@ func newLanes() lanes {
 // of is the lane of a client's call.
 func (l *lanes) of(k wire.Kind) *lane {
 	switch k {
-	case wire.KindUrgent, wire.KindRenew, wire.KindTouch, wire.KindAttach, wire.KindTrack, wire.KindEnd:
+	case wire.KindUrgent, wire.KindRenew, wire.KindTouch, wire.KindAttach, wire.KindTrack, wire.KindEnd,
+		wire.KindCacheRenew:
 		return &l.urgent
-	case wire.KindNext:
+	case wire.KindNext, wire.KindCachePoll:
 		return &l.watch
 	}
 	return &l.guest

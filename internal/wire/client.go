@@ -39,6 +39,7 @@ type Attached struct {
 type Opening struct {
 	Name         string
 	Lease, Grace uint64 // milliseconds
+	Caching      bool   // the client keeps a consistent cache
 }
 
 // Opened is the session that an Opening made.
@@ -156,13 +157,14 @@ func (d *decoder) duration() time.Duration {
 func AppendOpening(b []byte, o *Opening) []byte {
 	b = putBytes(b, o.Name)
 	b = le.AppendUint64(b, o.Lease)
-	return le.AppendUint64(b, o.Grace)
+	b = le.AppendUint64(b, o.Grace)
+	return putBool(b, o.Caching)
 }
 
 // ParseOpening decodes what AppendOpening made.
 func ParseOpening(b []byte) (Opening, error) {
 	d := decoder{b: b}
-	o := Opening{Name: string(d.bytes()), Lease: d.u64(), Grace: d.u64()}
+	o := Opening{Name: string(d.bytes()), Lease: d.u64(), Grace: d.u64(), Caching: d.bool()}
 	return o, d.end()
 }
 
