@@ -75,7 +75,7 @@ func makeDir(dir string) error {
 
 // openDir takes a directory: log.db, whose lock is the ownership of all, the journal in front of it, and snap.db. If
 // log.db is not there it makes the files, log.db last but for the journal.
-func openDir(dir string, first map[string][]byte, fault func(op string) error, fail func(error)) (logFile, snapFile, bool, error) {
+func openDir(dir string, first map[string][]byte, o journalOptions) (logFile, snapFile, bool, error) {
 	if err := makeDir(dir); err != nil {
 		return nil, nil, false, err
 	}
@@ -107,9 +107,16 @@ func openDir(dir string, first map[string][]byte, fault func(op string) error, f
 		// Only now: before, they may be those of somebody who is making this directory too.
 		err = removeTemps(dir)
 	}
+	if err == nil {
+		// Before the journal is opened, which moves what is in it.
+		err = guard(func() (err error) {
+			o.lossy, err = checkBoot(log, o.boot, o.lossy)
+			return err
+		})
+	}
 	var journal *journal
 	if err == nil {
-		journal, err = openJournalFile(filepath.Join(dir, journalFileName), log, fault, fail)
+		journal, err = openJournalFile(filepath.Join(dir, journalFileName), log, o)
 	}
 	if err != nil {
 		if snap != nil {

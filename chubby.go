@@ -1,6 +1,7 @@
 package chubby
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -111,7 +112,7 @@ func open(o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	if n.store, err = openStore(storeConfig{
-		Dir: o.Dir, Disk: o.Hooks.Disk, ID: o.ID, Cell: o.Cell, Gate: o.Hooks.Gate, Fault: o.Hooks.Storage,
+		Dir: o.Dir, Disk: o.Hooks.Disk, ID: o.ID, Cell: o.Cell, Sync: o.Sync, Boot: cmp.Or(o.Hooks.Boot, hook.MachineBoot()), Gate: o.Hooks.Gate, Fault: o.Hooks.Storage,
 		Slow: max(2*o.HeartbeatTimeout, 500*time.Millisecond), Stop: 10 * time.Second, Fail: n.fail, Logger: n.log,
 	}); err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package chubby
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -20,16 +21,18 @@ import (
 // no write touches a page with bytes that were acknowledged before. See docs/format.md for the bytes, openJournal for
 // how a crash is told from damage, and docs/architecture.md for why nothing is lost.
 //
+// Under a relaxed SyncPolicy records are written and not synced; a side is, before the other one is written again, and so
+// is a reset. See docs/architecture.md for what a machine's end then leaves.
+//
 // Suffixes are deleted in log.db only, after everything has moved there and a reset record has said so: what stands
 // before it in the file counts no more.
 type journal struct {
 	logFile // log.db, for everything but the entries
 
-	file  journalFile
-	id    uint64
-	side  int64 // bytes of one side
-	fault func(op string) error
-	fail  func(error) // called when entries cannot be moved; must not block
+	journalOptions
+	file journalFile
+	id   uint64
+	side int64 // bytes of one side
 
 	// turn holds one value while nobody appends or deletes a suffix. It is a channel and not a mutex because its holder
 	// works on the disk. It guards the next four.
@@ -52,6 +55,15 @@ type journal struct {
 	done chan struct{} // closed when the mover has ended
 }
 
+// journalOptions says how a journal behaves. The zero value syncs every append and tells nobody of failures.
+type journalOptions struct {
+	relaxed bool                  // appends are not synced
+	lossy   bool                  // open what a machine's end left of a relaxed journal
+	boot    string                // this run of the machine
+	fault   func(op string) error // called before entries are moved; its error is the disk's; nil = never
+	fail    func(error)           // called when entries cannot be moved; must not block
+}
+
 // journalFile is the file under a journal.
 type journalFile interface {
 	ReadAt(p []byte, off int64) (int, error)
@@ -65,6 +77,8 @@ type journalRecord struct {
 	number uint64
 	bytes  int64
 	logs   []*raft.Log // own copies
+	side   int64       // where it was found at open
+	at     int64       // and how far from that side's start
 }
 
 func (r *journalRecord) first() uint64 { return r.logs[0].Index }
@@ -131,8 +145,10 @@ func (j *journal) next() (batch []*journalRecord, ok bool) {
 }
 
 func (j *journal) move(batch []*journalRecord) error {
-	if err := j.fault("move"); err != nil {
-		return err
+	if j.fault != nil {
+		if err := j.fault("move"); err != nil {
+			return err
+		}
 	}
 	var logs []*raft.Log
 	for _, r := range batch {
@@ -173,7 +189,7 @@ func (j *journal) drain(number uint64) error {
 // StoreLog appends one entry; see StoreLogs.
 func (j *journal) StoreLog(e *raft.Log) error { return j.StoreLogs([]*raft.Log{e}) }
 
-// StoreLogs appends entries, all or none, and returns when they are synced. What is so large that a copy costs more than
+// StoreLogs appends entries, all or none, and returns when they are synced, or relaxed when the kernel has them. What is so large that a copy costs more than
 // bolt's second flush goes to log.db at once.
 func (j *journal) StoreLogs(entries []*raft.Log) error {
 	<-j.turn
@@ -202,13 +218,19 @@ func (j *journal) StoreLogs(entries []*raft.Log) error {
 	return nil
 }
 
-// append writes a record, whose header is still empty, and syncs it. The caller has the turn.
+// append writes a record, whose header is still empty, and syncs it unless it may not. The caller has the turn.
 func (j *journal) append(kind byte, record []byte) error {
 	size := journalPages(int64(len(record)))
 	if j.used+size > j.side {
 		// The other side is free when what was written there before has moved.
 		if err := j.drain(j.since - 1); err != nil {
 			return err
+		}
+		if j.relaxed {
+			// A crash may tear what is written from here on, and with it what still tells where the present side began.
+			if err := j.Sync(); err != nil {
+				return err
+			}
 		}
 		j.want(j.newest)
 		j.current, j.used, j.since = 1-j.current, 0, j.newest+1
@@ -225,12 +247,28 @@ func (j *journal) append(kind byte, record []byte) error {
 	if _, err := j.file.WriteAt(record[:size:size], at); err != nil {
 		return fmt.Errorf("%s: %w", journalFileName, err)
 	}
-	if err := j.file.Sync(); err != nil {
-		return fmt.Errorf("%s: %w", journalFileName, err)
+	if !j.relaxed || kind == journalReset {
+		if err := j.Sync(); err != nil {
+			return err
+		}
 	}
 	j.newest++
 	j.used += size
 	return nil
+}
+
+// Sync makes durable what was appended. A kernel that could not write a page forgets that it had to: then nothing that
+// was acknowledged without a sync is certain to be there at the next open, and log.db notes it.
+func (j *journal) Sync() error {
+	err := j.file.Sync()
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s: %w", journalFileName, err)
+	if j.relaxed {
+		err = errors.Join(err, guard(func() error { return j.logFile.Set(keyBoot, bootRecord{state: bootLost}.encode()) }))
+	}
+	return err
 }
 
 // DeleteRange deletes entries from one end of the log, after all have moved to log.db.

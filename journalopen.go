@@ -25,7 +25,7 @@ var journalMagic = []byte("chbyjrnl")
 
 // openJournalFile opens the journal of a directory whose log.db is log, or makes it: with log.db it is the log. Whoever
 // has log.db open owns it.
-func openJournalFile(path string, log logFile, fault func(op string) error, fail func(error)) (*journal, error) {
+func openJournalFile(path string, log logFile, o journalOptions) (*journal, error) {
 	record, err := log.Get(keyJournal)
 	if err != nil && err.Error() != keyNotFound.Error() {
 		return nil, fmt.Errorf("read record %q: %w", keyJournal, err)
@@ -47,9 +47,9 @@ func openJournalFile(path string, log logFile, fault func(op string) error, fail
 	}
 	var j *journal
 	if record == nil {
-		j, err = newJournal(dataSyncFile{f}, log, journalSide, fault, fail, func() error { return errors.Join(syncPath(path), syncDir(filepath.Dir(path))) })
+		j, err = newJournal(dataSyncFile{f}, log, journalSide, o, func() error { return errors.Join(syncPath(path), syncDir(filepath.Dir(path))) })
 	} else {
-		j, err = openJournal(dataSyncFile{f}, log, record, fault, fail)
+		j, err = openJournal(dataSyncFile{f}, log, record, o)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -62,21 +62,18 @@ type dataSyncFile struct{ *os.File }
 
 func (f dataSyncFile) Sync() error { return dataSync(f.File) }
 
-func startJournal(file journalFile, log logFile, id uint64, side int64, fault func(string) error, fail func(error)) *journal {
-	j := &journal{logFile: log, file: file, id: id, side: side, fault: fault, fail: fail,
+func startJournal(file journalFile, log logFile, id uint64, side int64, o journalOptions) *journal {
+	j := &journal{logFile: log, journalOptions: o, file: file, id: id, side: side,
 		turn: make(chan struct{}, 1), work: make(chan struct{}, 1), done: make(chan struct{})}
-	if fault == nil {
-		j.fault = func(string) error { return nil }
-	}
 	j.mu.change = make(chan struct{})
 	return j
 }
 
 // newJournal makes an empty journal. All its blocks are written once, so that a flush never has to note where they are.
-func newJournal(file journalFile, log logFile, side int64, fault func(string) error, fail func(error), created func() error) (*journal, error) {
+func newJournal(file journalFile, log logFile, side int64, o journalOptions, created func() error) (*journal, error) {
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails: it ends the process instead
-	j := startJournal(file, log, binary.BigEndian.Uint64(random[:]), side, fault, fail)
+	j := startJournal(file, log, binary.BigEndian.Uint64(random[:]), side, o)
 	zeros := make([]byte, journalPage+2*side)
 	copy(zeros, journalFileHeader(j.id, side))
 	if _, err := file.WriteAt(zeros, 0); err != nil {
@@ -89,14 +86,14 @@ func newJournal(file journalFile, log logFile, side int64, fault func(string) er
 	if err := guard(func() error { return log.Set(keyJournal, sealRecord(random[:])) }); err != nil {
 		return nil, err
 	}
-	j.begin(0)
+	j.since = 1
+	j.begin()
 	return j, nil
 }
 
-// begin starts the mover. Everything up to record newest is in log.db, so both sides are free.
-func (j *journal) begin(newest uint64) {
-	j.newest, j.since = newest, newest+1
-	j.mu.moved = newest
+// begin starts the mover. All records are in log.db, so both sides are free.
+func (j *journal) begin() {
+	j.mu.moved = j.newest
 	j.turn <- struct{}{}
 	go j.run() // until Close
 }
@@ -115,7 +112,10 @@ func journalFileHeader(id uint64, side int64) []byte {
 // that were not written since, moved long ago: a side is written again only after that. A crash can tear the newest write
 // and no other, because each is synced before the next begins; that record was not acknowledged, and is not one now. A
 // record that is damaged with another behind it leaves entries that do not follow log.db's, and that is refused.
-func openJournal(file journalFile, log logFile, record []byte, fault func(string) error, fail func(error)) (*journal, error) {
+//
+// They go on on the side where the newest record is not: a first one that is torn takes nothing with it that tells of
+// deletions.
+func openJournal(file journalFile, log logFile, record []byte, o journalOptions) (*journal, error) {
 	want, ok := openRecord(record)
 	if !ok || len(want) != 8 {
 		return nil, corruptf(logFileName, "record %q has a wrong checksum", keyJournal)
@@ -129,24 +129,65 @@ func openJournal(file journalFile, log logFile, record []byte, fault func(string
 	if err != nil {
 		return nil, err
 	}
-	var newest uint64
-	var logs []*raft.Log
-	for i, r := range records {
-		if i > 0 && r.number != newest+1 {
-			logs = nil
+	counted := records
+	if o.lossy {
+		counted = survivors(records)
+	}
+	if err := guard(func() error { return recoverEntries(log, countingEntries(counted)) }); err != nil {
+		return nil, err
+	}
+	j := startJournal(file, log, id, side, o)
+	if n := len(records); n > 0 {
+		j.newest, j.current = records[n-1].number, 1-records[n-1].side
+	}
+	j.since = j.newest + 1
+	// A process that ended may have left what it wrote in the kernel.
+	if err := j.Sync(); err != nil {
+		return nil, err
+	}
+	if o.lossy {
+		// What is left behind a gap is in nobody's log.
+		if err := j.append(journalReset, make([]byte, journalHeader, journalPage)); err != nil {
+			return nil, err
 		}
-		newest = r.number
-		if r.logs == nil { // a reset
+	}
+	j.begin()
+	return j, nil
+}
+
+// countingEntries gives the entries of the records that count.
+func countingEntries(records []*journalRecord) (logs []*raft.Log) {
+	for i, r := range records {
+		if i > 0 && r.number != records[i-1].number+1 || r.logs == nil { // r.logs is nil in a reset
 			logs = nil
 		}
 		logs = append(logs, r.logs...)
 	}
-	if err := guard(func() error { return recoverEntries(log, logs) }); err != nil {
-		return nil, err
+	return logs
+}
+
+// survivors gives, of the intact records in a relaxed journal, those whose entries are the log, or were: the others come
+// behind a record that the machine's end took along, or are older. Those of a side follow each other from its start. The
+// side that was in use begins where the other one, which was synced before, ends; if its first record is lost, the other
+// one tells alone.
+func survivors(records []*journalRecord) []*journalRecord {
+	var runs [2][]*journalRecord
+	for _, r := range records { // ascending by number, so in the order of their places within what was written in one go
+		run := &runs[r.side]
+		if r.at == 0 {
+			*run = append((*run)[:0:0], r)
+		} else if n := len(*run); n > 0 && r.number == (*run)[n-1].number+1 && r.at == (*run)[n-1].at+journalPages((*run)[n-1].bytes) {
+			*run = append(*run, r)
+		}
 	}
-	j := startJournal(file, log, id, side, fault, fail)
-	j.begin(newest)
-	return j, nil
+	a, b := runs[0], runs[1]
+	if len(b) == 0 || len(a) > 0 && a[0].number > b[0].number {
+		a, b = b, a
+	}
+	if len(a) > 0 && len(b) > 0 && a[len(a)-1].number+1 == b[0].number {
+		return append(a, b...)
+	}
+	return b
 }
 
 func checkJournalHeader(file journalFile, id uint64) (side int64, err error) {
@@ -172,6 +213,7 @@ func scanJournal(file io.ReaderAt, id uint64, side int64) (records []*journalRec
 		}
 		for at := int64(0); at < side; at += journalPage {
 			if r, ok := parseJournalRecord(b[at:], id); ok {
+				r.side, r.at = s, at
 				records = append(records, r)
 			}
 		}

@@ -148,7 +148,7 @@ func (l *logStore) load() error {
 		return corruptf(logFileName, "the log begins at %d, but the newest snapshot ends at %d", first, snap)
 	case l.mark.snap > snap:
 		return corruptf(snapFileName, "the snapshot of index %d is missing, the newest is of index %d", l.mark.snap, snap)
-	case l.mark.index > last:
+	case l.mark.index > last && !l.s.boot.lossy():
 		return corruptf(logFileName, "entry %d is missing, the log ends at %d", l.mark.index, last)
 	}
 	if last == 0 {
@@ -313,6 +313,7 @@ func (l *logStore) append(entries []*raft.Log) error {
 		e.Data, e.Extensions = slices.Clone(e.Data), e.Extensions[:8:8]
 		cached[i] = ringEntry{e}
 	}
+	l.s.boot.unsynced.Store(true)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range cached {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -21,10 +22,13 @@ const (
 	diskMeta  = "snap"  // snapshot id -> description
 )
 
-// openDisk takes a memory disk, a new one if d is nil, and makes its first records if there are none.
-func openDisk(d *hook.Disk, first map[string][]byte) (logFile, snapFile, bool, error) {
+// openDisk takes a memory disk, a new one if there is none in c, and makes its first records if there are none. It sets
+// c.Boot, and c.Sync for a new one, which ends with its process.
+func openDisk(c *storeConfig, first map[string][]byte) (logFile, snapFile, bool, error) {
+	d := c.Disk
 	if d == nil {
 		d = new(hook.Disk)
+		c.Sync = SyncAlways
 	}
 	h, err := d.Open()
 	if err != nil {
@@ -39,10 +43,15 @@ func openDisk(d *hook.Disk, first map[string][]byte) (logFile, snapFile, bool, e
 		}
 		err = h.Write(true, changes...)
 	}
+	c.Boot = h.Boot()
+	file := &diskLogFile{h: h, relaxed: c.Sync != SyncAlways}
+	if err == nil {
+		_, err = checkBoot(file, c.Boot, c.Lossy)
+	}
 	if err != nil {
 		return nil, nil, false, errors.Join(err, h.Close())
 	}
-	return diskLogFile{h}, diskSnapFile{h}, created, nil
+	return file, diskSnapFile{h}, created, nil
 }
 
 // isClosed reports whether err says that a file is not open any more.
@@ -55,14 +64,20 @@ func diskKey(index uint64) string {
 }
 
 // diskLogFile is a logFile on a memory disk.
-type diskLogFile struct{ h *hook.DiskHandle }
+type diskLogFile struct {
+	h       *hook.DiskHandle
+	relaxed bool
 
-func (f diskLogFile) FirstIndex() (uint64, error) {
+	mu       sync.Mutex
+	unsynced int // bytes of entries since the last sync: a journal syncs when it changes sides, this as often
+}
+
+func (f *diskLogFile) FirstIndex() (uint64, error) {
 	first, _, err := f.h.Ends(diskLog)
 	return diskIndex(first), err
 }
 
-func (f diskLogFile) LastIndex() (uint64, error) {
+func (f *diskLogFile) LastIndex() (uint64, error) {
 	_, last, err := f.h.Ends(diskLog)
 	return diskIndex(last), err
 }
@@ -74,7 +89,7 @@ func diskIndex(key string) uint64 {
 	return binary.BigEndian.Uint64([]byte(key))
 }
 
-func (f diskLogFile) GetLog(index uint64, e *raft.Log) error {
+func (f *diskLogFile) GetLog(index uint64, e *raft.Log) error {
 	b, err := f.h.Get(diskLog, diskKey(index))
 	if err != nil {
 		return err
@@ -85,17 +100,31 @@ func (f diskLogFile) GetLog(index uint64, e *raft.Log) error {
 	return decodeDiskEntry(b, e)
 }
 
-func (f diskLogFile) StoreLog(e *raft.Log) error { return f.StoreLogs([]*raft.Log{e}) }
+func (f *diskLogFile) StoreLog(e *raft.Log) error { return f.StoreLogs([]*raft.Log{e}) }
 
-func (f diskLogFile) StoreLogs(entries []*raft.Log) error {
+func (f *diskLogFile) StoreLogs(entries []*raft.Log) error {
 	changes := make([]hook.DiskChange, len(entries))
+	size := 0
 	for i, e := range entries {
 		changes[i] = hook.DiskChange{Table: diskLog, Key: diskKey(e.Index), Value: encodeDiskEntry(e)}
+		size += len(changes[i].Value)
 	}
-	return f.h.Write(true, changes...)
+	if !f.relaxed {
+		return f.h.Write(true, changes...)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unsynced += size
+	full := f.unsynced >= journalSide
+	if full {
+		f.unsynced = 0
+	}
+	return f.h.Write(full, changes...)
 }
 
-func (f diskLogFile) DeleteRange(from, to uint64) error {
+func (f *diskLogFile) Sync() error { return f.h.Write(true) }
+
+func (f *diskLogFile) DeleteRange(from, to uint64) error {
 	var changes []hook.DiskChange
 	for i := from; i <= to; i++ {
 		changes = append(changes, hook.DiskChange{Table: diskLog, Key: diskKey(i)})
@@ -103,7 +132,7 @@ func (f diskLogFile) DeleteRange(from, to uint64) error {
 	return f.h.Write(true, changes...)
 }
 
-func (f diskLogFile) Get(key []byte) ([]byte, error) {
+func (f *diskLogFile) Get(key []byte) ([]byte, error) {
 	b, err := f.h.Get(diskConf, string(key))
 	if err == nil && b == nil {
 		err = keyNotFound
@@ -111,11 +140,11 @@ func (f diskLogFile) Get(key []byte) ([]byte, error) {
 	return slices.Clone(b), err
 }
 
-func (f diskLogFile) Set(key, value []byte) error {
+func (f *diskLogFile) Set(key, value []byte) error {
 	return f.h.Write(true, hook.DiskChange{Table: diskConf, Key: string(key), Value: slices.Clone(value)})
 }
 
-func (f diskLogFile) Close() error { return f.h.Close() }
+func (f *diskLogFile) Close() error { return f.h.Close() }
 
 // encodeDiskEntry: index, term, nanoseconds of AppendedAt, type, length of the extensions, extensions, data.
 func encodeDiskEntry(e *raft.Log) []byte {

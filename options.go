@@ -52,8 +52,7 @@ type Options struct {
 	// Insecure allows addresses beyond this machine without TLS and Secret. Whoever reaches the port then owns the data.
 	Insecure bool
 
-	// Sync says when a write reaches the disk. This version syncs every write before it is acknowledged, whatever the
-	// policy: the others ask for less and get no less.
+	// Sync says when a write reaches the disk. With the zero value, SyncAlways, it has when it is acknowledged.
 	Sync SyncPolicy
 	// Map chooses what point reads of this node's state (Get, FastGet, Stat, Leader) look into first. Answers are the same
 	// with all of them; nodes of one cell may differ. The default is what bench/maps says is best.
@@ -118,13 +117,22 @@ type DialOptions struct {
 	_ struct{}
 }
 
-// SyncPolicy says when a write reaches the disk.
+// SyncPolicy says when a write reaches the disk. Term and vote, and all that is no entry of the log, always do before they
+// count, and no policy loses anything when a process ends, killed or not.
+//
+// With SyncEverySecond and SyncNever a machine that loses its power, or whose kernel dies, takes along writes that were
+// acknowledged: those of the last second, or about the last 2 MiB of the log. Its node does not come back as if nothing had
+// happened: Open finds that the machine was started again without a Close of the node before, and returns ErrCorrupt, as
+// for a lost disk. While a majority of the cell is not hit by the same, nothing is lost: remove the directory and let the
+// node rejoin as a new member. If a majority is, Recover one of them, or Restore a backup.
+//
+// Where a machine cannot tell one start from another, which Linux (by /proc) and macOS can, every policy is SyncAlways.
 type SyncPolicy int
 
 const (
 	SyncAlways      SyncPolicy = iota // before it is acknowledged
-	SyncEverySecond                   // at least once a second
-	SyncNever                         // when the operating system sees fit
+	SyncEverySecond                   // once a second
+	SyncNever                         // when the operating system sees fit, and when the node is closed
 )
 
 // MapStrategy names the index in front of the ordered tree that holds the state. An index makes point reads faster, and

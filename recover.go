@@ -16,6 +16,9 @@ import (
 // lost a majority of its voters for good, and works on files only: the node must be closed. Open it then with the options
 // that it had; others join it, with empty directories, by Options.Join.
 //
+// It takes a node, too, that Open refuses because its machine went down under a relaxed Options.Sync: without the entries
+// that went with it.
+//
 // The cell has what this node had applied and what stands in its log. The last of that may never have been acknowledged, and
 // what was acknowledged without this node is lost: of several survivors take the one with the greatest
 // Status.AppliedIndex. Use Recover on one of them only, and never open the others again but with empty directories.
@@ -31,7 +34,7 @@ func Recover(dir string) error {
 	if dir != "" {
 		// Nothing is made where nothing is.
 		if _, err = os.Stat(filepath.Join(dir, logFileName)); err == nil {
-			err = recoverStore(storeConfig{Dir: dir, Whoever: true})
+			err = recoverStore(storeConfig{Dir: dir, Whoever: true, Lossy: true})
 		}
 	}
 	if err != nil {
@@ -46,7 +49,11 @@ func recoverStore(c storeConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(s.succeed(), s.close()); err != nil {
+	err = s.succeed()
+	if err == nil {
+		err = s.boot.forgive()
+	}
+	if err := errors.Join(err, s.close()); err != nil {
 		return err
 	}
 	// Opening it drops what the new snapshot replaced, and proves that it can be opened.

@@ -20,6 +20,9 @@ type storeConfig struct {
 	Disk     *hook.Disk            // the memory when Dir is ""; nil = a new private one
 	ID, Cell string                // written at the first open, checked at later ones
 	Whoever  bool                  // there is a state; ID and Cell are what it says
+	Sync     SyncPolicy            // of appends to the log
+	Boot     string                // this run of the machine, "" = not known; a memory disk knows its own
+	Lossy    bool                  // take what is left of a log whose newest entries a machine's end took along; see forgive
 	Gate     *hook.Gate            // each operation waits at it before it returns; nil = never
 	Fault    func(op string) error // called before each write; its error is the disk's; nil = never
 	Slow     time.Duration         // stalled is true while one write takes longer; 0 = never
@@ -30,10 +33,13 @@ type storeConfig struct {
 
 const storeStop = 10 * time.Second
 
-// logFile holds log entries and a few records, each change synced before it returns. raft-boltdb's store is one. Keys
-// and entries given to it, and records it gives, are the caller's.
+// logFile holds log entries and a few records, each change synced before it returns; but under a relaxed SyncPolicy
+// appends only reach the kernel. raft-boltdb's store is one. Keys and entries given to it, and records it gives, are the
+// caller's.
 type logFile interface {
 	raft.LogStore
+	// Sync makes durable what StoreLogs has left to the kernel under a relaxed policy.
+	Sync() error
 	Get(key []byte) ([]byte, error) // keyNotFound if there is none
 	Set(key, value []byte) error
 	Close() error
@@ -74,6 +80,7 @@ type store struct {
 	log   logStore
 	vote  stableStore
 	snap  snapStore
+	boot  boot
 
 	failed atomic.Pointer[error] // why nothing works any more; nil = it works
 
@@ -113,9 +120,12 @@ func openStore(c storeConfig) (*store, error) {
 	first := firstRecords(c)
 	if c.Dir != "" {
 		// Nothing fails in the background before something is stored, through s.
-		file, snaps, created, err = openDir(c.Dir, first, c.Fault, func(err error) { _ = s.fail(err) })
+		c.Sync = c.syncOnDisk()
+		file, snaps, created, err = openDir(c.Dir, first, journalOptions{
+			relaxed: c.Sync != SyncAlways, lossy: c.Lossy, boot: c.Boot, fault: c.Fault, fail: func(err error) { _ = s.fail(err) },
+		})
 	} else {
-		file, snaps, created, err = openDisk(c.Disk, first)
+		file, snaps, created, err = openDisk(&c, first)
 	}
 	if err != nil {
 		return nil, err
@@ -125,6 +135,7 @@ func openStore(c storeConfig) (*store, error) {
 	if err := s.load(); err != nil {
 		return nil, errors.Join(err, s.closeFiles())
 	}
+	s.boot.start()
 	return s, nil
 }
 
@@ -136,6 +147,7 @@ func newStore(c storeConfig, file logFile, snaps snapFile) *store {
 	s.log.init(s)
 	s.vote.s = s
 	s.snap.init(s, snaps)
+	s.boot.init(s)
 	s.closing.done = make(chan struct{})
 	return s
 }
@@ -151,7 +163,13 @@ func (s *store) load() error {
 	if err := guard(s.snap.load); err != nil {
 		return err
 	}
+	if err := guard(s.boot.load); err != nil {
+		return err
+	}
 	if err := guard(s.log.load); err != nil {
+		return err
+	}
+	if err := s.boot.enter(); err != nil { // before the first append
 		return err
 	}
 	return s.resumeFounding()
@@ -194,7 +212,7 @@ func (s *store) write(op string, f func() error) error {
 	if err == nil {
 		err = s.fault(op)
 		if err == nil {
-			w := s.watch.begin(op, true)
+			w := s.watch.begin(op, op != "sync") // nobody waits for a sync beside the writes
 			err = guard(f)
 			s.watch.end(w)
 		}
@@ -242,7 +260,7 @@ func (s *store) close() error {
 	s.closing.Do(func() {
 		go func() {
 			defer close(s.closing.done)
-			err := s.log.seal()
+			err := errors.Join(s.log.seal(), s.boot.leave())
 			closed := ErrClosed
 			s.failed.CompareAndSwap(nil, &closed)
 			s.closing.err = errors.Join(err, s.closeFiles())

@@ -318,7 +318,7 @@ func TestStoreMark(t *testing.T) {
 	l := entries(2, 10, 1)
 	l[3].Data = []byte("another")
 	store1(t, o, l)
-	b, err := o.file.(diskLogFile).h.Get(diskLog, diskKey(5))
+	b, err := o.file.(*diskLogFile).h.Get(diskLog, diskKey(5))
 	if err != nil {
 		t.Fatal(err)
 	}

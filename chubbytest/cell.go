@@ -244,7 +244,8 @@ func (c *Cell) Stop(i int) {
 	}
 }
 
-// Crash ends node i as a power cut would: nobody is told, and what its disk had not synced is lost.
+// Crash ends node i as a power cut would: nobody is told, and what its disk had not synced is lost. Under a relaxed
+// Options.Sync that makes it a lost disk, and Restart fails with ErrCorrupt.
 func (c *Cell) Crash(i int) {
 	c.tb.Helper()
 	c.mu.Lock()

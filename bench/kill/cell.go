@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/chubbygo/chubby"
 )
 
 // cell is three nodes in processes of their own. All methods are safe for concurrent use, except kill and restart of the
@@ -82,7 +84,8 @@ func freeAddrs(n int) ([]string, error) {
 
 // restart starts a node that is down, and returns when it is open. It may not be ready yet.
 func (c *cell) restart(ctx context.Context, id string) error {
-	cfg := nodeConfig{ID: id, Dir: filepath.Join(c.dir, id), Peers: c.peers, Heartbeat: c.opts.heartbeat, LogBytes: c.opts.logBytes}
+	cfg := nodeConfig{ID: id, Dir: filepath.Join(c.dir, id), Peers: c.peers, Heartbeat: c.opts.heartbeat, LogBytes: c.opts.logBytes,
+		Sync: chubby.SyncPolicy(slices.Index(policies, c.opts.sync))}
 	p, err := start(cfg, filepath.Join(c.dir, id+".log"), c.fault)
 	if err != nil {
 		return fmt.Errorf("starting node %s: %w", id, err)

@@ -27,9 +27,10 @@ func TestKill(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		{"-mode", modeDurability, "-cycles", "3", "-log", "65536"},
+		{"-mode", modeDurability, "-cycles", "2", "-sync", "never"},
 		{"-mode", modeFailover, "-kills", "1", "-writers", "2", "-heartbeat", "50ms"},
 	} {
-		t.Run(args[1], func(t *testing.T) {
+		t.Run(strings.Join(args[1:], " "), func(t *testing.T) {
 			t.Parallel() // They mostly wait.
 			o, err := parse(append(args, "-dir", t.TempDir()))
 			if err != nil {

@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -46,6 +47,7 @@ type options struct {
 	writers   int
 	heartbeat time.Duration // 0: default
 	logBytes  int64         // 0: default
+	sync      string        // one of policies
 	target    time.Duration // 0: none
 	seed      uint64
 	dir       string
@@ -58,6 +60,9 @@ type options struct {
 	gapMin, gapMax   time.Duration // from one kill to the next, at least
 	calm             time.Duration // from a node's being ready to the next kill, at least
 }
+
+// policies are the words for chubby.SyncPolicy, in its order. What a killed process wrote is safe under each.
+var policies = []string{"always", "everysecond", "never"}
 
 const (
 	modeDurability = "durability"
@@ -72,6 +77,7 @@ func parse(args []string) (options, error) {
 	kills := flags.Int("kills", 10, "kills in mode failover")
 	flags.IntVar(&o.writers, "writers", 8, "writers, each with one write at a time")
 	flags.DurationVar(&o.heartbeat, "heartbeat", 0, "Options.HeartbeatTimeout; 0 is its default")
+	flags.StringVar(&o.sync, "sync", "always", "Options.Sync: always, everysecond or never")
 	flags.Int64Var(&o.logBytes, "log", 0, "Options.MaxLogBytes; 0 is its default. With a small one, nodes are killed while they compact")
 	flags.DurationVar(&o.target, "target", 0, "fail if the median time from a leader's kill to the next acknowledged write is longer; 0: do not judge")
 	flags.Uint64Var(&o.seed, "seed", 0, "of the kills and writes; 0 draws one. Processes and disks keep their own time, so it does not repeat a run exactly")
@@ -86,6 +92,8 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case *cycles < 1 || *kills < 1 || o.writers < 1 || o.writers > handlersMax/2:
 		return o, fmt.Errorf("-cycles and -kills must be positive, -writers 1 to %d", handlersMax/2)
+	case !slices.Contains(policies, o.sync):
+		return o, fmt.Errorf("-sync %q: use one of %v", o.sync, policies)
 	case o.heartbeat < 0 || o.logBytes < 0 || o.target < 0:
 		return o, errors.New("-heartbeat, -log and -target must not be negative")
 	}

@@ -27,6 +27,7 @@ type nodeConfig struct {
 	Peers     map[string]string
 	Heartbeat time.Duration // 0: the default of chubby.Options, as the next one
 	LogBytes  int64
+	Sync      chubby.SyncPolicy
 }
 
 // request is one call of the node's API.
@@ -102,7 +103,7 @@ func serve(in io.Reader, out io.Writer) (err error) {
 	}
 	node, err := chubby.Open(chubby.Options{
 		ID: cfg.ID, Dir: cfg.Dir, Listen: cfg.Peers[cfg.ID], Peers: cfg.Peers,
-		HeartbeatTimeout: cfg.Heartbeat, MaxLogBytes: cfg.LogBytes, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		HeartbeatTimeout: cfg.Heartbeat, MaxLogBytes: cfg.LogBytes, Sync: cfg.Sync, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
 		return err

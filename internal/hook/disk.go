@@ -2,6 +2,7 @@ package hook
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ type Disk struct {
 	tables  map[string]*diskTable
 	journal []diskUndo // how to take back what was written since the last sync, oldest first
 	owner   *DiskHandle
+	crashes int
 }
 
 type diskTable struct {
@@ -47,7 +49,7 @@ func (d *Disk) Open() (*DiskHandle, error) {
 	if d.owner != nil {
 		return nil, ErrDiskInUse
 	}
-	d.owner = &DiskHandle{d}
+	d.owner = &DiskHandle{d, fmt.Sprint("memory ", d.crashes)}
 	return d.owner, nil
 }
 
@@ -56,6 +58,7 @@ func (d *Disk) Crash() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.owner = nil
+	d.crashes++
 	for _, u := range slices.Backward(d.journal) {
 		if u.existed {
 			d.table(u.table).put(u.key, u.value)
@@ -144,7 +147,13 @@ func (t *diskTable) remove(key string) {
 }
 
 // DiskHandle is the ownership of a Disk. Safe for concurrent use.
-type DiskHandle struct{ d *Disk }
+type DiskHandle struct {
+	d    *Disk
+	boot string
+}
+
+// Boot is what MachineBoot is for a real disk: it differs after each Crash.
+func (h *DiskHandle) Boot() string { return h.boot }
 
 // Close gives the disk up. What was written stays, synced or not, as it does when a process ends. Idempotent.
 func (h *DiskHandle) Close() error {

@@ -8,8 +8,9 @@ import "sync/atomic"
 type Hooks struct {
 	Clock   Clock                 // nil = SystemClock()
 	Gate    *Gate                 // nil = never paused
+	Boot    string                // in the place of MachineBoot, for a node with Options.Dir; "" = MachineBoot
 	Disk    *Disk                 // where a node without Options.Dir keeps its state; nil = a private one that dies with it
-	Storage func(op string) error // called before each storage operation ("log", "vote", "delete", "snapshot", "meta"); an error is returned as the disk's
+	Storage func(op string) error // called before each storage operation ("log", "sync", "vote", "delete", "snapshot", "meta"); an error is returned as the disk's
 	Abrupt  atomic.Bool           // Close tells nobody: the node just goes, as in a crash
 
 	// Inspect is set by the node once it has a state: it gives the last index applied there and the state's running hash.

@@ -1,0 +1,5 @@
+//go:build !linux && !darwin
+
+package hook
+
+func machineBoot() string { return "" }
