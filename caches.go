@@ -217,7 +217,7 @@ func (n *Node) answerCache(ctx context.Context, h *house, k wire.Kind, question 
 	switch k {
 	case wire.KindCacheFill:
 		if err = h.path(c.Path, true); err == nil {
-			a, err = lead.caches.fill(ctx, &c)
+			a, err = lead.caches.fill(ctx, h.principal, &c)
 		}
 	case wire.KindCacheRenew:
 		a, err = lead.caches.renew(ctx, &c)
@@ -272,7 +272,7 @@ func (d *caches) confirm(ctx context.Context, session uint64) error {
 }
 
 // fill is renew, and reads an entry that the client may keep if it can be registered. Registration comes before the read.
-func (d *caches) fill(ctx context.Context, c *wire.CacheCall) (a wire.CacheAnswer, err error) {
+func (d *caches) fill(ctx context.Context, principal string, c *wire.CacheCall) (a wire.CacheAnswer, err error) {
 	n := d.lead.node
 	var lease cache.Lease
 	var granted, keep bool
@@ -294,7 +294,7 @@ func (d *caches) fill(ctx context.Context, c *wire.CacheCall) (a wire.CacheAnswe
 		d.with(func(r *cache.Registry, _ time.Duration) { r.Forget(f) })
 		return a, err
 	}
-	a.Answer = ask(root, wire.Query{Kind: wire.QueryEntry, Path: c.Path})
+	a.Answer = ask(root, wire.Query{Kind: wire.QueryEntry, Path: c.Path, Principal: principal})
 	d.with(func(r *cache.Registry, now time.Duration) {
 		if keep && !cacheable(root, c.Path, &a.Answer) {
 			keep = false

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
@@ -99,6 +100,17 @@ func (n *Node) query(ctx context.Context, q wire.Query) (wire.Answer, error) {
 	if err != nil {
 		return wire.Answer{}, err
 	}
+	if q.Kind == wire.QueryHandle && root.Key() == "" {
+		// The first handle of the cell. Whoever brings a key first gives it to the cell.
+		c := command.Command{Kind: command.KindCellKey}
+		rand.Read(c.Key[:])
+		if _, err := n.propose(ctx, command.Append(nil, &c), false, nil); err != nil {
+			return wire.Answer{}, err
+		}
+		if root, err = n.read(ctx); err != nil {
+			return wire.Answer{}, err
+		}
+	}
 	return ask(root, q), nil
 }
 
@@ -114,6 +126,9 @@ func (n *Node) peekEntry(ctx context.Context, path string, seen uint64) (glimpse
 	root, age, err := n.recent(ctx, seen)
 	if err != nil {
 		return glimpse{}, err
+	}
+	if !root.Allowed(n.opts.ID, path, command.RightRead) {
+		return glimpse{}, permissionError(n.opts.ID, path, command.RightRead)
 	}
 	g := glimpse{revision: root.Revision(), age: age}
 	g.entry, _ = root.Get(path)
@@ -201,26 +216,49 @@ func (n *Node) answerKeepAlive(ctx context.Context, _ peerInfo, question []byte)
 }
 
 func (n *Node) register(ctx context.Context, key topicKey, from uint64) (watcher, uint64, error) {
+	return n.registerFor(ctx, n.opts.ID, key, from)
+}
+
+func (n *Node) registerFor(ctx context.Context, principal string, key topicKey, from uint64) (watcher, uint64, error) {
 	root, err := n.read(ctx)
 	if err != nil {
 		return nil, 0, err
+	}
+	if !root.Allowed(principal, key.path, command.RightRead) {
+		return nil, 0, permissionError(principal, key.path, command.RightRead)
 	}
 	w, err := n.fsm.watches.register(key, from, root.Revision(), n.opts.Limits.Watchers)
 	if err != nil {
 		return nil, 0, err
 	}
-	return &nodeWatch{w, n}, root.Revision(), nil
+	return &nodeWatch{w, n, principal}, root.Revision(), nil
 }
 
 // nodeWatch is a watch on this node.
 type nodeWatch struct {
 	*watch
-	node *Node
+	node      *Node
+	principal string // who is told
 }
 
 func (w *nodeWatch) next(ctx context.Context) (sight, error) {
-	led, err := w.watch.next(ctx, w.node)
-	return sight{led: led, done: w.done, events: w.found}, err
+	for {
+		led, err := w.watch.next(ctx, w.node)
+		s := sight{led: led, done: w.done, events: w.visible()}
+		if err != nil || led || len(s.events) > 0 || len(w.found) == 0 {
+			return s, err
+		}
+	}
+}
+
+// visible gives those of the events found whose entries the watcher may read, by the lists as they are now.
+func (w *nodeWatch) visible() []*state.Event {
+	root := w.node.fsm.root.Load()
+	hidden := func(e *state.Event) bool { return !root.Allowed(w.principal, e.Path, command.RightRead) }
+	if !root.Guarded() || !slices.ContainsFunc(w.found, hidden) {
+		return w.found
+	}
+	return slices.DeleteFunc(slices.Clone(w.found), hidden)
 }
 
 func (w *nodeWatch) rejoin(context.Context) error {

@@ -239,7 +239,10 @@ func (c *Client) ObserveLeader(ctx context.Context, path string) iter.Seq2[Leade
 		var last LeaderInfo
 		for first := true; ; first = false {
 			// The watch comes before the state and events after it: whatever happens from here on wakes the loop again.
-			a, _, err := c.cell.peek(ctx, wire.Query{Kind: wire.QueryLeader, Path: p}, c.last.Load())
+			a, _, err := c.cell.peek(ctx, wire.Query{Kind: wire.QueryLeader, Path: p, Principal: c.principal}, c.last.Load())
+			if err == nil {
+				err = answerError(c.principal, &a)
+			}
 			if err != nil {
 				fail(err)
 				return
@@ -289,7 +292,7 @@ func (l *Leadership) Publish(ctx context.Context, value []byte) error {
 	}
 	r, err := l.lock.session.do(ctx, &command.Command{Kind: command.KindSet, Path: path, Data: value, Conds: conds}, false)
 	if err == nil && r.Code != command.OK {
-		err = codeError(r.Code)
+		err = resultError(c.principal, &r)
 	}
 	if err != nil {
 		return &Error{Op: "publish", Path: path, Err: err}

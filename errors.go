@@ -53,6 +53,8 @@ var (
 	ErrNotDir    = errors.New("not a directory")
 	ErrBadPath   = errors.New("bad path")
 	ErrTooLarge  = errors.New("too large")
+	// ErrBadHandle means that a text is not one that Handle.String gave in this cell, or was changed.
+	ErrBadHandle = errors.New("bad handle")
 )
 
 // Locks, sessions and events.

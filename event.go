@@ -23,7 +23,7 @@ type Event struct {
 // EventKind says what happened.
 type EventKind int
 
-// What can happen. The numbers of the first six are those of internal/state.
+// What can happen. The numbers of the first seven are those of internal/state.
 const (
 	EventCreated       EventKind = iota + 1 // an entry was made, for itself or as a parent
 	EventModified                           // the contents of a file were written, with equal ones too
@@ -31,7 +31,7 @@ const (
 	EventLockAcquired                       // the lock at Path got a holder; for a campaign the file is written just before
 	EventLockReleased                       // a holder of the lock at Path is gone, whatever ended it
 	EventLockContended                      // somebody began to wait for the lock at Path
-	EventACLChanged                         // the ACL names of an entry changed; this version has no ACLs
+	EventACLChanged                         // the ACL names of an entry changed
 	EventLeaderChanged                      // another node leads the cell, as far as this node knows; nobody need act on it
 )
 

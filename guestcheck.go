@@ -54,11 +54,12 @@ func (h *house) admitsCommand(c *command.Command) error {
 			return fmt.Errorf("%w: an unlock of term %d", ErrPermission, c.Term)
 		}
 	case command.KindSet, command.KindCreate, command.KindCompareAndSwap, command.KindDelete, command.KindDeleteTree,
-		command.KindCancelLock:
+		command.KindCancelLock, command.KindCloseHandle, command.KindOpen, command.KindSetACL:
 	default:
 		return fmt.Errorf("%w: command %d is not for clients", ErrPermission, c.Kind)
 	}
-	if err := h.path(c.Path, false); err != nil {
+	// The root can be opened, and its ACL names can be changed.
+	if err := h.path(c.Path, c.Kind == command.KindOpen || c.Kind == command.KindSetACL); err != nil {
 		return err
 	}
 	if err := h.contents(c.Data, c.Old); err != nil {

@@ -377,6 +377,7 @@ func (c *guestConn) query(ctx context.Context, payload []byte) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
+	q.Principal = c.house.principal
 	a, err := c.node.query(ctx, q)
 	if err != nil {
 		return nil, err
@@ -395,6 +396,7 @@ func (c *guestConn) peek(ctx context.Context, payload []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	var out wire.Peeked
+	p.Query.Principal = c.house.principal
 	if out.Answer, out.Age, err = c.node.peek(ctx, p.Query, p.Seen); err != nil {
 		return nil, err
 	}

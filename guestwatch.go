@@ -36,7 +36,7 @@ func (c *guestConn) watch(ctx context.Context, payload []byte) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	w, now, err := c.node.register(ctx, topicKey{call.Path, call.Recursive}, call.From)
+	w, now, err := c.node.registerFor(ctx, c.house.principal, topicKey{call.Path, call.Recursive}, call.From)
 	c.mu.Lock()
 	_, wanted := c.mu.watches[call.Number]
 	if err == nil && wanted {
@@ -116,7 +116,7 @@ func (c *guestConn) gather(ctx context.Context, w *nodeWatch) (told wire.Watched
 				}
 				break
 			}
-			s.done, s.events = w.done, w.found
+			s.done, s.events = w.done, w.visible()
 		}
 	}
 	if len(told.Events) > 0 {

@@ -39,10 +39,6 @@ type CreateOptions struct {
 	ACL       ACLNames
 }
 
-// ACLNames name the access control lists of an entry; empty ones are inherited from the parent. This version does not
-// check ACLs and refuses names with ErrBadOptions.
-type ACLNames struct{ Read, Write, ChangeACL string }
-
 // Get returns the entry at path, contents included. It is linearizable on every node. It returns ErrNotFound, ErrIsDir,
 // ErrBadPath, ErrClosed, or the error of ctx with ErrNoLeader or ErrNoQuorum in its chain.
 func (c *Client) Get(ctx context.Context, path string) (Entry, error) {
@@ -146,7 +142,7 @@ func (s *Session) Create(ctx context.Context, path string, data []byte, o Create
 		r, err = s.do(ctx, cmd, false)
 	}
 	if err == nil && r.Code != command.OK {
-		err = codeError(r.Code)
+		err = resultError(s.client.principal, &r)
 	}
 	if err != nil {
 		return Stat{}, &Error{Op: "create", Path: path, Err: err}
@@ -155,13 +151,14 @@ func (s *Session) Create(ctx context.Context, path string, data []byte, o Create
 }
 
 func createCommand(data []byte, o CreateOptions) (*command.Command, error) {
-	if o.ACL != (ACLNames{}) {
-		return nil, fmt.Errorf("%w: CreateOptions.ACL: this version has no ACLs; leave it empty", ErrBadOptions)
+	acl, err := commandACL("CreateOptions.ACL", o.ACL)
+	if err != nil {
+		return nil, err
 	}
 	if o.Dir && len(data) > 0 {
 		return nil, fmt.Errorf("%w: CreateOptions.Dir: a directory has no contents; pass no data", ErrBadOptions)
 	}
-	return &command.Command{Kind: command.KindCreate, Data: data, Dir: o.Dir, Ephemeral: o.Ephemeral}, nil
+	return &command.Command{Kind: command.KindCreate, Data: data, Dir: o.Dir, Ephemeral: o.Ephemeral, ACL: acl}, nil
 }
 
 // CompareAndSwap writes new if the contents equal old. A nil old means that there must be no entry; an empty one that is
@@ -221,7 +218,7 @@ func (c *Client) write(ctx context.Context, op, path string, cmd *command.Comman
 		r, err = c.do(ctx, cmd)
 	}
 	if err == nil && r.Code != command.OK {
-		err = codeError(r.Code)
+		err = resultError(c.principal, &r)
 	}
 	if err != nil {
 		return r, &Error{Op: op, Path: path, Err: err}
@@ -289,13 +286,13 @@ func (c *Client) readAt(ctx context.Context, kind wire.QueryKind, path string) (
 		}
 	}
 	if !cached {
-		if a, err = c.cell.query(ctx, wire.Query{Kind: kind, Path: p}); err != nil {
+		if a, err = c.cell.query(ctx, wire.Query{Kind: kind, Path: p, Principal: c.principal}); err != nil {
 			return "", wire.Answer{}, err
 		}
 	}
 	c.saw(a.Revision)
-	if a.Code != command.OK {
-		return "", wire.Answer{}, codeError(a.Code)
+	if err := answerError(c.principal, &a); err != nil {
+		return "", wire.Answer{}, err
 	}
 	return p, a, nil
 }
@@ -351,6 +348,10 @@ func codeError(c command.Code) error {
 		return ErrOverloaded
 	case command.Permission:
 		return ErrPermission
+	case command.Gone:
+		return errGone
+	case command.BadSeal:
+		return ErrBadHandle
 	case command.BadCommand:
 		return ErrBadOptions
 	}

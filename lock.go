@@ -235,7 +235,8 @@ type lockRequest struct {
 	try     bool
 	publish bool // Campaign: value goes to the file at path in the entry of the grant
 	value   []byte
-	queued  bool // the answer: the call had a place in the queue
+	conds   []command.Cond // of a handle
+	queued  bool           // the answer: the call had a place in the queue
 }
 
 // lock is a Lock call on the default session. A session that had ended before it could do anything is replaced. One that
@@ -286,7 +287,7 @@ func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts
 	defer c.forget(me)
 	r, err := s.send(ctx, t, &command.Command{
 		Kind: command.KindLock, Path: path, Mode: q.mode, Try: q.try, HasData: q.publish, Data: q.value,
-		Delay: roundUp(o.delay), Hold: roundUp(o.maxHold),
+		Delay: roundUp(o.delay), Hold: roundUp(o.maxHold), Conds: q.conds,
 	}, false)
 	// Answered, queued or given up, the command needs its place in the window no longer: a waiter's place is in the
 	// queue. Were it kept open, one call that waits for an hour would fill the window with all that come after it.
@@ -302,7 +303,7 @@ func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts
 		return nil, certain(err)
 	}
 	if r.Code != command.OK {
-		return nil, codeError(r.Code)
+		return nil, resultError(c.principal, &r)
 	}
 	generation := r.Generation
 	q.queued = generation == 0
@@ -321,7 +322,7 @@ func (s *Session) acquire(ctx context.Context, path string, q *lockRequest, opts
 			break
 		}
 		// The wait may have ended without a grant, or this node may have missed how it went on.
-		if generation, err = s.review(ctx, path, t.seq); err != nil {
+		if generation, err = s.review(ctx, path, t.seq, q.publish); err != nil {
 			return nil, err
 		}
 	}
@@ -334,7 +335,7 @@ func roundUp(d time.Duration) uint64 {
 }
 
 // review looks at what became of a waiting call: its generation, 0 if it waits on, or why it will not be granted.
-func (s *Session) review(ctx context.Context, path string, seq uint64) (generation uint64, err error) {
+func (s *Session) review(ctx context.Context, path string, seq uint64, publish bool) (generation uint64, err error) {
 	a, err := s.client.cell.query(ctx, wire.Query{Kind: wire.QueryGrant, Session: uint64(s.id), Seq: seq, Path: path})
 	if err != nil {
 		s.withdraw(path, seq)
@@ -348,7 +349,10 @@ func (s *Session) review(ctx context.Context, path string, seq uint64) (generati
 	case !g.Live:
 		return 0, s.client.cell.lostCause()
 	}
-	// Only a campaign's wait ends otherwise: its value cannot be written at path any more.
+	// Only two other waits end: a handle's, whose entry is gone, and a campaign's, whose value cannot be written any more.
+	if !publish {
+		return 0, errGone
+	}
 	if a.Entry.Stat.Dir {
 		return 0, ErrIsDir
 	}

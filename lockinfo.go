@@ -45,7 +45,10 @@ func (c *Client) LockInfo(ctx context.Context, path string) (LockInfo, error) {
 // the newest sequencer it saw should use fence.Guard instead, and a write to the cell IfHolds. Shared holders have one
 // sequencer: it is good while any of them holds the lock.
 func (c *Client) CheckSequencer(ctx context.Context, s Sequencer) error {
-	a, err := c.cell.query(ctx, wire.Query{Kind: wire.QueryHolds, Sequencer: s})
+	a, err := c.cell.query(ctx, wire.Query{Kind: wire.QueryHolds, Sequencer: s, Principal: c.principal})
+	if err == nil {
+		err = answerError(c.principal, &a)
+	}
 	if err == nil && !a.Holds {
 		err = ErrStaleSequencer
 	}

@@ -355,6 +355,9 @@ func (r *remote) peek(ctx context.Context, q wire.Query, seen uint64) (a wire.An
 
 func (r *remote) peekEntry(ctx context.Context, path string, seen uint64) (glimpse, error) {
 	a, age, err := r.peek(ctx, wire.Query{Kind: wire.QueryEntry, Path: path}, seen)
+	if err == nil {
+		err = answerError(r.client.Load().principal, &a)
+	}
 	return glimpse{entry: a.Entry, revision: a.Revision, age: age}, err
 }
 

@@ -69,7 +69,8 @@ type Session struct {
 		locks      map[uint64]*Lock   // by the sequence of their Lock commands
 		holds      lease.Queue[*Lock] // when those with a MaxHold end here; Clock.Boot
 		fresh      map[*Lock]struct{} // of these, those whose grant has not been acknowledged yet
-		changed    chan struct{}      // closed and replaced when state changes
+		handles    map[*Handle]struct{}
+		changed    chan struct{} // closed and replaced when state changes
 	}
 }
 
@@ -112,6 +113,7 @@ func (c *Client) openSession(ctx context.Context, o SessionOptions, caching bool
 	s.mu.validUntil = e.sent + o.Lease
 	s.mu.locks = make(map[uint64]*Lock)
 	s.mu.fresh = make(map[*Lock]struct{})
+	s.mu.handles = make(map[*Handle]struct{})
 	s.mu.changed = make(chan struct{})
 	if err := c.keep(s); err != nil {
 		return nil, err
@@ -339,6 +341,9 @@ func (s *Session) end(why error) bool {
 	s.setState(SessionExpired)
 	for _, l := range s.mu.locks {
 		l.endLocked(why)
+	}
+	for h := range s.mu.handles {
+		h.endLocked(why)
 	}
 	close(s.done)
 	s.mu.Unlock()

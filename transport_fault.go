@@ -52,6 +52,7 @@ var faultCodes = [...]error{
 	33: errNoHandler,
 	34: errNotFounded,
 	35: errNotLeader,
+	36: ErrBadHandle,
 }
 
 // maxFaultText bounds the text of an error on the wire.

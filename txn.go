@@ -64,8 +64,11 @@ func OpDelete(path string) Op { return Op{op: command.Op{Kind: command.OpDelete,
 
 // OpCreate makes the entry at path, as Create does.
 func OpCreate(path string, data []byte, o CreateOptions) Op {
-	_, err := createCommand(data, o)
-	return Op{op: command.Op{Kind: command.OpCreate, Path: path, Data: data, Dir: o.Dir, Ephemeral: o.Ephemeral}, err: err}
+	cmd, err := createCommand(data, o)
+	if err != nil {
+		return Op{err: err}
+	}
+	return Op{op: command.Op{Kind: command.OpCreate, Path: path, Data: data, Dir: o.Dir, Ephemeral: o.Ephemeral, ACL: cmd.ACL}}
 }
 
 // OpAdd adds delta, which must not be negative, to the number in the file at path unless the sum would pass max, as Add
@@ -103,7 +106,7 @@ func (c *Client) Txn(ctx context.Context, t Txn) (TxnResult, error) {
 	}
 	r, err := c.do(ctx, cmd)
 	if err == nil && r.Code != command.OK {
-		err = codeError(r.Code)
+		err = resultError(c.principal, &r)
 	}
 	if err != nil {
 		return TxnResult{}, &Error{Op: "txn", Path: r.Path, Err: err}

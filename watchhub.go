@@ -135,7 +135,7 @@ func newWatchHub(revision uint64, limit int64) *watchHub {
 func (h *watchHub) publish(revision uint64, events []state.Event) {
 	h.mu.Lock()
 	for i := range events {
-		if events[i].Kind > state.LockContended {
+		if events[i].Kind > state.ACLChanged {
 			continue // the cell's own affair
 		}
 		// Each on its own: a pointer into the batch would keep all of it, for a watcher that is slow with one of them.

@@ -186,6 +186,7 @@ const (
 	BadCommand     // well-formed bytes, impossible request (e.g. write to the root)
 	Permission     // the session is another principal's; or an ACL (Result.Path, Right) does not grant it
 	Gone           // CondInstance failed: the entry was deleted, or deleted and made again
+	BadSeal        // the text of a handle is not one that this cell gave
 )
 
 // Stat mirrors chubby.Stat.
@@ -219,4 +220,5 @@ type Result struct {
 	Floor      uint64 // OpenSession with SessionRefused: ids up to this one are used up
 	Succeeded  bool   // Txn: all of If held; Open: the entry was made
 	Entries    []Entry
+	Seal       []byte // Open: of the handle's text; see state.State.Seal
 }

@@ -124,8 +124,9 @@ var results = []Result{
 	{Code: SessionRefused, Floor: 70000},
 	{Code: NotFound, Path: "/a", Succeeded: true},
 	{Revision: 300, Succeeded: true, Entries: []Entry{{Path: "/a", Data: []byte("x"), Stat: stat}, {Path: "/b"}}},
-	{Code: 255, Revision: math.MaxUint64, Path: "p", Stat: stat, Number: math.MinInt64, Generation: 1, Queued: true, Slot: math.MaxUint32, Floor: 1, Succeeded: true, Entries: []Entry{{}}, Right: 255},
+	{Code: 255, Revision: math.MaxUint64, Path: "p", Stat: stat, Number: math.MinInt64, Generation: 1, Queued: true, Slot: math.MaxUint32, Floor: 1, Succeeded: true, Entries: []Entry{{}}, Right: 255, Seal: []byte("s")},
 	{Code: Permission, Revision: 300, Path: "/a", Right: RightWrite},
+	{Revision: 300, Stat: stat, Succeeded: true, Seal: []byte("0123456789abcdef")},
 }
 
 // The bytes of version 1 are those that release 1 wrote: nothing here may change but by additions at the end.
@@ -256,7 +257,7 @@ func TestDecodeErrors(t *testing.T) {
 		}
 	}
 	for name, b := range map[string]string{
-		"part that is zero": "0100000400", "unknown part": "010000800800", "empty path": "01000001" + "00",
+		"part that is zero": "0100000400", "unknown part": "010000801000", "empty path": "01000001" + "00",
 	} {
 		raw, _ := hex.DecodeString(b)
 		if _, err := DecodeResult(raw, new(Result)); !errors.Is(err, ErrEncoding) {

@@ -19,7 +19,8 @@ const (
 	hasSucceeded // no bytes follow
 	hasEntries
 	hasRight // a byte
-	hasEnd   // first unknown bit
+	hasSeal
+	hasEnd // first unknown bit
 )
 
 // AppendResult appends the encoding of r to dst. It keeps no part of r.
@@ -58,6 +59,9 @@ func AppendResult(dst []byte, r *Result) []byte {
 	if mask&hasRight != 0 {
 		dst = append(dst, byte(r.Right))
 	}
+	if mask&hasSeal != 0 {
+		dst = appendBytes(dst, r.Seal)
+	}
 	return dst
 }
 
@@ -65,7 +69,7 @@ func (r *Result) mask() uint64 {
 	var mask uint64
 	for bit, set := range [...]bool{
 		r.Path != "", r.Stat != Stat{}, r.Number != 0, r.Generation != 0, r.Queued,
-		r.Slot != 0, r.Floor != 0, r.Succeeded, len(r.Entries) > 0, r.Right != 0,
+		r.Slot != 0, r.Floor != 0, r.Succeeded, len(r.Entries) > 0, r.Right != 0, len(r.Seal) > 0,
 	} {
 		if set {
 			mask |= 1 << bit
@@ -85,7 +89,7 @@ func appendStat(dst []byte, s *Stat) []byte {
 }
 
 // DecodeResult reads one result from the front of b, as [AppendResult] wrote it, and gives what follows. It takes one
-// form only for each result. Data of Entries aliases b; strings are copies. Codes that this release does not know are
+// form only for each result. Data of Entries and Seal alias b; strings are copies. Codes that this release does not know are
 // passed on. After an error r is undefined.
 func DecodeResult(b []byte, r *Result) (rest []byte, err error) {
 	*r = Result{}
@@ -131,6 +135,9 @@ func DecodeResult(b []byte, r *Result) (rest []byte, err error) {
 	}
 	if mask&hasRight != 0 {
 		r.Right = Right(d.byte())
+	}
+	if mask&hasSeal != 0 {
+		r.Seal = d.bytes()
 	}
 	if d.err == nil && r.mask() != mask {
 		d.fail("a part that is zero")

@@ -75,6 +75,9 @@ func listName(a *command.ACL, right command.Right) string {
 	return ""
 }
 
+// Guarded reports whether ACLs are on.
+func (s *State) Guarded() bool { return s.guarded }
+
 // Allowed reports whether principal has the right at path, a canonical one.
 func (s *State) Allowed(principal, path string, right command.Right) bool {
 	if !s.guarded || s.allowed(principal, path, right) {
@@ -186,10 +189,7 @@ func (m *Machine) setACL(c *command.Command) command.Result {
 	if !canonical(c.Path) || !areListNames(c.ACL) {
 		return refuse(command.BadCommand)
 	}
-	if code := m.may(c.Path, command.RightChange); code != command.OK {
-		return refuse(code)
-	}
-	if code, _ := m.holdsAll(c.Conds, c.Path); code != command.OK {
+	if code := m.judge(c, command.RightChange); code != command.OK {
 		return refuse(code)
 	}
 	e := m.w.entry(c.Path)

@@ -1,6 +1,12 @@
 package state
 
-import "github.com/chubbygo/chubby/internal/command"
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+
+	"github.com/chubbygo/chubby/internal/command"
+)
 
 // Handles (Chubby §2.3). An ephemeral entry that was made through a handle belongs to nobody's session: it stays while a
 // session has it open, a directory also while it has children. One that was made without a handle goes with its session,
@@ -57,6 +63,9 @@ func (m *Machine) open(c *command.Command) command.Result {
 	if code := m.mayOpen(c, e); code != command.OK {
 		return refuse(code)
 	}
+	if code := m.mayAsk(c.Conds, c.Path); code != command.OK {
+		return refuse(code)
+	}
 	if code, _ := m.holdsAll(c.Conds, c.Path); code != command.OK {
 		return refuse(code)
 	}
@@ -85,7 +94,7 @@ func (m *Machine) open(c *command.Command) command.Result {
 	if e.ephemeral {
 		m.putOpen(&open{session: c.Session, seq: c.Seq, path: e.path, instance: e.instance})
 	}
-	return command.Result{Stat: e.stat(), Succeeded: made}
+	return command.Result{Stat: e.stat(), Succeeded: made, Seal: m.w.Seal(e.path, e.instance, c.Write, c.ChangeACL)}
 }
 
 // mayOpen judges the rights that the handle is to be used with, or to make what it is opened on.
@@ -149,3 +158,34 @@ func (m *Machine) setKey(c *command.Command) command.Result {
 
 // Key is the cell's key, or "" while it has none.
 func (s *State) Key() string { return s.key }
+
+// sealSize is how much of an HMAC-SHA-256 a seal has: 128 bits cannot be guessed.
+const sealSize = 16
+
+// Seal gives the check digits of a handle's text: nobody without the cell's key can make them, or change what they vouch
+// for. It is nil while the cell has no key.
+func (s *State) Seal(path string, instance uint64, write, change bool) []byte {
+	if s.key == "" {
+		return nil
+	}
+	var modes byte
+	if write {
+		modes |= 1
+	}
+	if change {
+		modes |= 2
+	}
+	b := append([]byte{1}, modes) // the version of what follows, in which no two handles look alike
+	b = binary.BigEndian.AppendUint64(b, s.epoch)
+	b = binary.BigEndian.AppendUint64(b, instance)
+	b = append(binary.AppendUvarint(b, uint64(len(s.cell))), s.cell...)
+	b = append(b, path...)
+	h := hmac.New(sha256.New, []byte(s.key))
+	_, _ = h.Write(b) // a hash takes everything
+	return h.Sum(nil)[:sealSize]
+}
+
+// Sealed reports whether seal is that of such a handle.
+func (s *State) Sealed(seal []byte, path string, instance uint64, write, change bool) bool {
+	return s.key != "" && hmac.Equal(seal, s.Seal(path, instance, write, change))
+}

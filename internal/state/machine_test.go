@@ -43,7 +43,7 @@ func openSessions(t testing.TB, m *Machine, n int) {
 // runs beside Apply. The imports and the syntax show it.
 func TestPurity(t *testing.T) {
 	allowed := []string{
-		"bufio", "bytes", "cmp", "encoding/binary", "errors", "fmt", "hash", "io", "iter", "math", "slices", "strconv", "strings",
+		"bufio", "bytes", "cmp", "crypto/hmac", "crypto/sha256", "encoding/binary", "errors", "fmt", "hash", "io", "iter", "math", "slices", "strconv", "strings",
 		"github.com/OneOfOne/xxhash", "github.com/tidwall/btree", "github.com/chubbygo/chubby/fence", "github.com/chubbygo/chubby/internal/command",
 		"github.com/chubbygo/chubby/internal/index",
 	}

@@ -211,7 +211,7 @@ func (m *model) execute(term uint64, c *command.Command) command.Result {
 			return m.denied
 		}
 	}
-	if len(c.Conds) > 0 && c.Kind != command.KindOpen && c.Kind != command.KindSetACL {
+	if c.Kind != command.KindOpen {
 		for _, cond := range c.Conds {
 			if !m.mayAsk(c.Principal, cond, c.Path) {
 				return m.denied

@@ -132,6 +132,11 @@ func (m *model) open(c *command.Command) command.Result {
 		}
 	}
 	for _, cond := range c.Conds {
+		if !m.mayAsk(c.Principal, cond, c.Path) {
+			return m.denied
+		}
+	}
+	for _, cond := range c.Conds {
 		if code := m.cond(cond, c.Path); code != command.OK {
 			return command.Result{Code: code}
 		}

@@ -368,7 +368,7 @@ func parseOp(p []string) command.Op {
 var codeNames = [...]string{
 	"ok", "not found", "exists", "conflict", "bound", "not a number", "not empty", "is a directory", "not a directory", "lock held",
 	"not held", "stale sequencer", "session expired", "session refused", "old", "window full", "void", "slots", "cancelled", "bad command",
-	"permission", "gone",
+	"permission", "gone", "bad seal",
 }
 
 func codeName(c command.Code) string { return codeNames[c] }

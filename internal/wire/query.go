@@ -17,15 +17,22 @@ const (
 	QueryLeader                      // Path: how the lock stands, and the entry
 	QueryGrant                       // Session, Seq, Path: what became of a Lock command; and the entry
 	QueryHolds                       // Sequencer: whether the lock is held under it
+	QueryHandle                      // Path, Write, Change: what a handle opened so is on. With Seal: whether it is that of a handle on Instance
 	queryEnd                         // first unknown kind
 )
 
 // Query is one question to the state of a cell. Which fields count depends on Kind; the others are zero.
 type Query struct {
-	Kind         QueryKind
-	Path         string
-	Session, Seq uint64
-	Sequencer    fence.Sequencer
+	Kind          QueryKind
+	Path          string
+	Session, Seq  uint64
+	Sequencer     fence.Sequencer // with any kind: whether the lock is held under it at the same moment
+	Write, Change bool            // QueryHandle: what the handle is for
+	Instance      uint64
+	Seal          []byte
+
+	// Principal is who asks. It does not travel: a member knows its clients.
+	Principal string
 }
 
 // Answer is what a state says to a Query. What was not asked for is zero.
@@ -37,6 +44,8 @@ type Answer struct {
 	Lock     LockState
 	Grant    Grant
 	Holds    bool
+	Right    command.Right // Code Permission: what is not granted
+	Seal     []byte        // QueryHandle: of the handle's text
 }
 
 // LockState says how a lock stands. That of a free lock is zero.
@@ -118,13 +127,16 @@ func putQuery(b []byte, q *Query) []byte {
 	b = le.AppendUint64(b, q.Sequencer.Epoch)
 	b = putBytes(b, q.Sequencer.Path)
 	b = append(b, byte(q.Sequencer.Mode))
-	return le.AppendUint64(b, q.Sequencer.Generation)
+	b = le.AppendUint64(b, q.Sequencer.Generation)
+	b = putBool(putBool(b, q.Write), q.Change)
+	b = le.AppendUint64(b, q.Instance)
+	return putBytes(b, q.Seal)
 }
 
 func (d *decoder) query() Query {
 	q := Query{Kind: QueryKind(d.u8()), Path: string(d.bytes()), Session: d.u64(), Seq: d.u64(), Sequencer: fence.Sequencer{
 		Cell: string(d.bytes()), Epoch: d.u64(), Path: string(d.bytes()), Mode: d.mode(), Generation: d.u64(),
-	}}
+	}, Write: d.bool(), Change: d.bool(), Instance: d.u64(), Seal: d.bytes()}
 	if d.err == nil && (q.Kind == 0 || q.Kind >= queryEnd) {
 		d.fail("query of kind %d", q.Kind)
 	}
@@ -176,7 +188,9 @@ func AppendAnswer(b []byte, a *Answer) []byte {
 	b = putBool(b, a.Grant.Held)
 	b = putBool(b, a.Grant.Waiting)
 	b = putBool(b, a.Grant.Live)
-	return putBool(b, a.Holds)
+	b = putBool(b, a.Holds)
+	b = append(b, byte(a.Right))
+	return putBytes(b, a.Seal)
 }
 
 func (d *decoder) answer() Answer {
@@ -198,6 +212,7 @@ func (d *decoder) answer() Answer {
 	l.Waiters, l.Delayed = d.size(), d.bool()
 	a.Grant = Grant{Generation: d.u64(), Held: d.bool(), Waiting: d.bool(), Live: d.bool()}
 	a.Holds = d.bool()
+	a.Right, a.Seal = command.Right(d.u8()), d.bytes()
 	return a
 }
 
