@@ -102,6 +102,9 @@ func restore(r io.Reader, o Options) error {
 	if root.Cell() != o.Cell {
 		return fmt.Errorf("%w: the backup is of cell %q, not %q; set Options.Cell to it", ErrWrongCell, root.Cell(), o.Cell)
 	}
+	if err := speaks(root, featureLevel); err != nil {
+		return err
+	}
 	next, err := root.NewEpoch(epochAfter(root.Epoch()), max(root.Term(), 1))
 	if err != nil {
 		return fmt.Errorf("%w: backup: %w", ErrCorrupt, err)

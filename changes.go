@@ -167,9 +167,10 @@ func (c *changer) add(ctx context.Context, q *wire.MemberCall) (uint8, error) {
 	conf := n.configuration()
 	m, known := findNode(conf, q.ID)
 	server := raft.ServerID(q.Server)
+	var level uint32 // of a node that is new
 	if !known || server == "" {
 		// Who is there? The answer also proves that the address is right, and that a certificate is a server's.
-		there, fresh, err := c.inspect(ctx, q.ID, q.Addr)
+		there, fresh, has, err := c.inspect(ctx, q.ID, q.Addr)
 		switch {
 		case err != nil && known: // a member that is down stays what it is
 		case err != nil:
@@ -179,7 +180,7 @@ func (c *changer) add(ctx context.Context, q *wire.MemberCall) (uint8, error) {
 		case !known && !fresh:
 			return 0, fmt.Errorf("%w: node %s at %s is not fresh, or was opened without Join; give it an empty directory and Join", ErrWrongCell, q.ID, q.Addr)
 		default:
-			server = there
+			server, level = there, has
 		}
 	}
 	switch {
@@ -193,6 +194,10 @@ func (c *changer) add(ctx context.Context, q *wire.MemberCall) (uint8, error) {
 					return nil, errOtherDisk(q.ID)
 				}
 				return nil, nil
+			}
+			// The level is not raised while a change has its place, so this stays true.
+			if need := n.fsm.root.Load().Level(); level < need {
+				return nil, fmt.Errorf("%w: the cell uses feature level %d, and the release of %s knows those up to %d; open it with the release that the members run", ErrConflict, need, q.ID, level)
 			}
 			if other, ok := findAddr(conf, addr); ok {
 				return nil, fmt.Errorf("%w: %s is the address of member %s; remove that first, if %s takes its place", ErrConflict, addr, nodeID(other.ID), q.ID)
@@ -220,24 +225,24 @@ func findAddr(conf raft.Configuration, addr raft.ServerAddress) (raft.Server, bo
 
 // inspect asks who listens at addr. It fails unless that is node id, of a cell of this name. fresh means that it belongs to
 // no cell and waits to be taken in.
-func (c *changer) inspect(ctx context.Context, id, addr string) (server raft.ServerID, fresh bool, err error) {
+func (c *changer) inspect(ctx context.Context, id, addr string) (server raft.ServerID, fresh bool, level uint32, err error) {
 	n := c.lead.node
 	ctx, cancel := context.WithTimeout(ctx, n.callTimeout()/2)
 	defer cancel()
 	who, b, err := n.transport.callAddr(ctx, addr, wire.KindFound, nil)
 	if err != nil {
-		return "", false, fmt.Errorf("node %s at %s: %w", id, addr, err)
+		return "", false, 0, fmt.Errorf("node %s at %s: %w", id, addr, err)
 	}
 	a, err := parseFoundAnswer(b)
 	switch {
 	case err != nil:
-		return "", false, fmt.Errorf("node %s at %s: %w", id, addr, err)
+		return "", false, 0, fmt.Errorf("node %s at %s: %w", id, addr, err)
 	case a.Cell != n.opts.Cell:
-		return "", false, fmt.Errorf("%w: the node at %s belongs to cell %q, not %q", ErrWrongCell, addr, a.Cell, n.opts.Cell)
+		return "", false, 0, fmt.Errorf("%w: the node at %s belongs to cell %q, not %q", ErrWrongCell, addr, a.Cell, n.opts.Cell)
 	case a.ID != id || who.ID != id || a.Server != who.Server || nodeID(a.Server) != id:
-		return "", false, fmt.Errorf("%w: node %q answers at %s, not %q", ErrWrongCell, a.ID, addr, id)
+		return "", false, 0, fmt.Errorf("%w: node %q answers at %s, not %q", ErrWrongCell, a.ID, addr, id)
 	}
-	return a.Server, a.Joins, nil
+	return a.Server, a.Joins, who.Level, nil
 }
 
 // promote gives a nonvoter its vote once it has caught up and stayed so. After about half a call's time it gives up for
@@ -369,7 +374,7 @@ func (c *changer) announce(ctx context.Context, q *wire.MemberCall) (uint8, erro
 	case q.Addr == "" || string(m.Address) == q.Addr:
 		return stateOf(m), nil
 	}
-	there, _, err := c.inspect(ctx, nodeID(m.ID), q.Addr)
+	there, _, _, err := c.inspect(ctx, nodeID(m.ID), q.Addr)
 	if err != nil {
 		return 0, err
 	}

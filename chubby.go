@@ -32,6 +32,7 @@ type Node struct {
 	clock  hook.Clock
 	gate   *hook.Gate
 	server raft.ServerID // ID + "." + incarnation
+	level  uint32        // feature level
 
 	store     *store
 	transport *transport
@@ -95,6 +96,9 @@ func open(o Options) (_ *Node, err error) {
 		leaderNews: make(chan struct{}, 1), notify: make(chan bool, 1), running: make(chan struct{}),
 		raftEnded: make(chan struct{}), stopping: make(chan struct{}), done: make(chan struct{}),
 	}
+	if n.level = o.Hooks.Level; n.level == 0 {
+		n.level = featureLevel
+	}
 	if n.clock == nil {
 		n.clock = hook.SystemClock()
 	}
@@ -137,7 +141,7 @@ func open(o Options) (_ *Node, err error) {
 	}
 	if n.transport, err = newTransport(transportConfig{
 		Server: n.server, ID: o.ID, Network: network, Listen: o.Listen, Advertise: o.Advertise, Security: security,
-		Heartbeat: o.HeartbeatTimeout, Election: o.ElectionTimeout, Level: featureLevel, Gate: o.Hooks.Gate, Logger: n.log,
+		Heartbeat: o.HeartbeatTimeout, Election: o.ElectionTimeout, Level: n.level, Gate: o.Hooks.Gate, Logger: n.log,
 		Resolve: n.addresses, Stalled: n.stalled, Gone: n.detector.gone, Authorize: n.authorize, Guest: n.guests.admit,
 	}); err != nil {
 		return nil, err
@@ -187,9 +191,6 @@ func open(o Options) (_ *Node, err error) {
 	return n, nil
 }
 
-// featureLevel is what this version speaks.
-const featureLevel = 1
-
 // start runs raft on a store that belongs to a cell. It is called once.
 func (n *Node) start(cell [16]byte, epoch uint64) error {
 	n.transport.setCell(cell)
@@ -205,7 +206,10 @@ func (n *Node) start(cell [16]byte, epoch uint64) error {
 	if storeErr := n.store.run(func() {
 		r, err = raft.NewRaft(n.raftConfig(), n.fsm, n.store.logs(), n.store.stable(), n.store.snapshots(), n.transport)
 	}); storeErr != nil {
-		return storeErr
+		err = storeErr
+	}
+	if fault := n.Err(); fault != nil {
+		return fault // raft does not say why a snapshot could not be restored
 	}
 	if err != nil {
 		return err

@@ -80,6 +80,10 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		return out
 	}
 	root, events := f.machine.Publish()
+	if err := f.node.speaks(root); err != nil {
+		f.fail(err)
+		return out
+	}
 	f.publish(root)
 	f.node.happened(root, events)
 	f.watches.publish(root.Revision(), events)
@@ -100,7 +104,7 @@ func (f *fsm) applyEntry(l *raft.Log) (origin, number uint64, results []command.
 	}()
 	e, err := command.ParseEntry(l.Data)
 	if err != nil {
-		return 0, 0, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+		return 0, 0, nil, undecodable(err)
 	}
 	ours := e.Origin == f.node.proposer.origin
 	if ours {
@@ -114,9 +118,9 @@ func (f *fsm) applyEntry(l *raft.Log) (origin, number uint64, results []command.
 		if !ok {
 			return e.Origin, e.Number, results, nil
 		}
-		r, err := f.machine.Apply(l.Index, l.Term, raw)
+		r, err := understood(f.machine, l, raw, f.node.level)
 		if err != nil {
-			return 0, 0, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+			return 0, 0, nil, err
 		}
 		if ours {
 			results = append(results, r)
@@ -187,8 +191,15 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 func (f *fsm) Restore(r io.ReadCloser) error {
 	defer r.Close()
 	root, err := state.Read(r)
-	if err != nil {
+	switch {
+	case errors.Is(err, state.ErrVersion):
+		err = fmt.Errorf("snapshot: %w; %s", err, newerRelease)
+	case err != nil:
 		err = fmt.Errorf("%w: snapshot: %w", ErrCorrupt, err)
+	default:
+		err = f.node.speaks(root)
+	}
+	if err != nil {
 		f.fail(err)
 		return err
 	}

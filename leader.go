@@ -158,15 +158,20 @@ func (l *leadership) open() bool {
 	l.wg.Go(l.leases.tick)
 	l.wg.Go(l.leases.run)
 	l.wg.Go(l.caches.run)
+	l.wg.Go(l.raise)
 	return true
 }
 
 func (l *leadership) barrier() bool {
-	p := l.node.proposer
-	x := &proposal{raw: command.Append(nil, &command.Command{Kind: command.KindBarrier}), wake: make(chan struct{}, 1)}
-	p.apply(&batch{props: []*proposal{x}}, l)
+	return l.decide(&command.Command{Kind: command.KindBarrier}) && l.node.fsm.root.Load().Term() == l.term
+}
+
+// decide brings a command of the leader's own into the log and reports whether it was executed here.
+func (l *leadership) decide(c *command.Command) bool {
+	x := &proposal{raw: command.Append(nil, c), wake: make(chan struct{}, 1)}
+	l.node.proposer.apply(&batch{props: []*proposal{x}}, l)
 	<-x.wake // apply has completed it
-	return x.status == statusApplied && l.node.fsm.root.Load().Term() == l.term
+	return x.status == statusApplied
 }
 
 // admit drops from a batch what the cell's limits do not allow. The limits are the leader's to judge, before the log:

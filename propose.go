@@ -147,6 +147,9 @@ func (n *Node) propose(ctx context.Context, raw []byte, urgent bool, lost <-chan
 	if len(raw) > commandMax {
 		return command.Result{}, fmt.Errorf("%w: a command of %d bytes, at most %d", ErrTooLarge, len(raw), commandMax)
 	}
+	if need := command.LevelOf(raw); need > 1 && need > n.fsm.root.Load().Level() {
+		return command.Result{}, errTooEarly(need)
+	}
 	offered := 0 // attempts that may have reached the log
 	fail := func(err error) (command.Result, error) {
 		if offered > 0 {

@@ -129,7 +129,7 @@ func (s *store) latest() (*state.State, raft.Configuration, error) {
 		m.Publish() // its events are nobody's
 	}
 	root, _ = m.Publish()
-	return root, conf, nil
+	return root, conf, speaks(root, featureLevel)
 }
 
 // execute applies an entry whose results nobody waits for.
@@ -146,8 +146,10 @@ func execute(m *state.Machine, l *raft.Log) error {
 			return nil
 		}
 		if err == nil {
-			_, err = m.Apply(l.Index, l.Term, raw)
+			if _, err := understood(m, l, raw, featureLevel); err != nil {
+				return err
+			}
 		}
 	}
-	return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	return undecodable(err)
 }

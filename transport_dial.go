@@ -30,6 +30,7 @@ type peer struct {
 		recorded raft.ServerAddress // as raft's configuration has it
 		listed   bool               // in the latest configuration, as far as told
 		progress progress
+		level    uint32 // feature level that it claimed last; 0 = not known yet
 	}
 }
 
@@ -286,6 +287,9 @@ func (p *peer) open(purpose purpose) (*stream, error) {
 	for _, addr := range addrs {
 		s, err := p.t.open(p.ctx, addr, purpose, p.id)
 		if err == nil {
+			p.mu.Lock()
+			p.mu.level = s.peer.Level
+			p.mu.Unlock()
 			if purpose == wire.Append {
 				s.compose = func(b []byte) []byte { return p.composeKick(s, b) }
 			}

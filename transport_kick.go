@@ -77,6 +77,19 @@ func (t *transport) matched(id raft.ServerID) (index uint64, lastContact time.Du
 	return g.match, time.Since(g.heard), true
 }
 
+// level gives the feature level that a server claimed when it was last dialled, 0 if it never was.
+func (t *transport) level(id raft.ServerID) uint32 {
+	t.mu.Lock()
+	p := t.mu.peers[id]
+	t.mu.Unlock()
+	if p == nil {
+		return 0
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mu.level
+}
+
 // kick tells the followers that entries up to commit are committed, without waiting for the next entry or for raft's
 // CommitTimeout. It never blocks; kicks that follow each other closely merge.
 func (t *transport) kick(commit uint64) {

@@ -30,7 +30,7 @@ const aclDir = "/acl"
 func Of(c *command.Command) *Touch {
 	t := &Touch{session: c.Session}
 	switch c.Kind {
-	case command.KindBarrier, command.KindAssignSlot, command.KindOpenSession:
+	case command.KindBarrier, command.KindAssignSlot, command.KindOpenSession, command.KindRaiseLevel:
 	case command.KindCloseSession:
 		t.session, t.ends = 0, []uint64{c.Session}
 	case command.KindExpireSessions:

@@ -31,9 +31,26 @@ const (
 	KindOpen                           // Path, Data, Dir, Ephemeral, ACL, Create, New, Write, ChangeACL, Conds: opens a handle; an ephemeral entry stays while it is open
 	KindCloseHandle                    // Path, OpenSeq: the handle that the Open of this sequence made; a copy of that yet to come does nothing
 	KindSetACL                         // Path, ACL, Conds
+	KindRaiseLevel                     // Term, Level: void if the entry's term is another; the commands of this feature level are used from now on
 
 	kindLast = iota // of those above
 )
+
+// KindProbe does nothing. It is of a feature level that no release has, so that tests can see what becomes of commands of
+// a level that not every member knows.
+const KindProbe Kind = 255
+
+// ProbeLevel is the feature level of KindProbe. A release that reaches it moves it up.
+const ProbeLevel = 2
+
+// LevelOf gives the feature level that an encoded command needs: a member of a lower one does not know it. It looks at the
+// first bytes only.
+func LevelOf(raw []byte) uint32 {
+	if len(raw) > 1 && raw[0] == Version && Kind(raw[1]) == KindProbe {
+		return ProbeLevel
+	}
+	return 1
+}
 
 // Command is one request to the state machine. Which fields count depends on Kind; the others are zero.
 type Command struct {
@@ -73,6 +90,7 @@ type Command struct {
 	LockSeq    uint64 // the Seq of the Lock command that made the owner
 	OpenSeq    uint64 // the Seq of the Open command that made the handle
 	Term       uint64
+	Level      uint32
 	Sessions   []uint64
 
 	Nonce   [16]byte

@@ -68,13 +68,15 @@ var commands = []Command{
 	{Kind: KindCloseHandle, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", OpenSeq: 7},
 	{Kind: KindSetACL, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b", ACL: acl, Conds: allConds[:1]},
 	{Kind: KindSetACL, Session: 70000, Seq: 9, AckedBelow: 8, Principal: "n1", Path: "/a/b"},
+	{Kind: KindRaiseLevel, Term: 70000, Level: 2},
+	{Kind: KindProbe},
 }
 
 // What the leader alone may decide is told by the first fields; every other command is anybody's.
 func TestForLeader(t *testing.T) {
 	for i := range commands {
 		c := commands[i]
-		want := c.Kind == KindBarrier || c.Kind == KindExpireSessions || c.Kind == KindClearDelay
+		want := c.Kind == KindBarrier || c.Kind == KindExpireSessions || c.Kind == KindClearDelay || c.Kind == KindRaiseLevel
 		if got := ForLeader(Append(nil, &c)); got != want {
 			t.Errorf("kind %d: %v", c.Kind, got)
 		}
@@ -92,11 +94,29 @@ func TestForLeader(t *testing.T) {
 	}
 }
 
+// What needs a level above the first is told by the first bytes.
+func TestLevelOf(t *testing.T) {
+	for i := range commands {
+		want := uint32(1)
+		if commands[i].Kind == KindProbe {
+			want = ProbeLevel
+		}
+		if got := LevelOf(Append(nil, &commands[i])); got != want {
+			t.Errorf("kind %d: level %d", commands[i].Kind, got)
+		}
+	}
+	for _, raw := range [][]byte{nil, {Version}, {99, byte(KindProbe)}} {
+		if got := LevelOf(raw); got != 1 {
+			t.Errorf("%x: level %d", raw, got)
+		}
+	}
+}
+
 // Who asks is told by the first fields. The cell's own commands have nobody.
 func TestPrincipalOf(t *testing.T) {
 	for i := range commands {
 		c := commands[i]
-		own := c.Kind == KindBarrier || c.Kind == KindAssignSlot || c.Kind == KindExpireSessions || c.Kind == KindClearDelay || c.Kind == KindCellKey
+		own := c.Kind == KindBarrier || c.Kind == KindAssignSlot || c.Kind == KindExpireSessions || c.Kind == KindClearDelay || c.Kind == KindCellKey || c.Kind == KindRaiseLevel || c.Kind == KindProbe
 		raw := Append(nil, &c)
 		if got, ok := PrincipalOf(raw); got != c.Principal || ok == own {
 			t.Errorf("kind %d of %q: %q, %v", c.Kind, c.Principal, got, ok)
@@ -185,7 +205,7 @@ func TestTablesAreComplete(t *testing.T) {
 	for _, c := range commands {
 		seen[c.Kind] = true
 	}
-	for k := KindBarrier; k <= KindSetACL; k++ {
+	for k := KindBarrier; k <= KindRaiseLevel; k++ {
 		if !seen[k] {
 			t.Errorf("kind %d is missing", k)
 		}

@@ -31,11 +31,15 @@ func Decode(b []byte, c *Command) error {
 		return err
 	}
 	c.Kind = Kind(r.byte())
-	if c.Kind < KindBarrier || c.Kind > kindLast {
+	if (c.Kind < KindBarrier || c.Kind > kindLast) && c.Kind != KindProbe {
 		return fmt.Errorf("%w: command %d", ErrKind, c.Kind)
 	}
 	switch c.Kind {
-	case KindBarrier:
+	case KindBarrier, KindProbe:
+		return r.end()
+	case KindRaiseLevel:
+		c.Term = r.uvarint()
+		c.Level = r.uint32()
 		return r.end()
 	case KindAssignSlot:
 		c.Node = r.string()

@@ -34,8 +34,11 @@ const (
 func Append(dst []byte, c *Command) []byte {
 	dst = append(dst, Version, byte(c.Kind))
 	switch c.Kind {
-	case KindBarrier:
+	case KindBarrier, KindProbe:
 		return dst
+	case KindRaiseLevel:
+		dst = binary.AppendUvarint(dst, c.Term)
+		return binary.AppendUvarint(dst, uint64(c.Level))
 	case KindAssignSlot:
 		return appendString(dst, c.Node)
 	case KindOpenSession:
@@ -129,7 +132,7 @@ func ForLeader(raw []byte) bool {
 		return false
 	}
 	switch Kind(raw[1]) {
-	case KindBarrier, KindExpireSessions, KindClearDelay:
+	case KindBarrier, KindExpireSessions, KindClearDelay, KindRaiseLevel:
 		return true
 	case KindUnlock:
 		_, n := binary.Uvarint(raw[2:]) // Session
@@ -152,7 +155,7 @@ func PrincipalOf(raw []byte) (principal string, ok bool) {
 	switch kind := Kind(r.byte()); {
 	case kind == KindOpenSession, kind == KindCloseSession:
 		r.uvarint() // Session
-	case KindSet <= kind && kind <= kindLast && kind != KindCellKey:
+	case KindSet <= kind && kind <= kindLast && kind != KindCellKey && kind != KindRaiseLevel:
 		r.uvarint() // Session
 		r.uvarint() // Seq
 		r.uvarint() // AckedBelow

@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/OneOfOne/xxhash"
 
@@ -31,6 +32,7 @@ func (s *State) Check() error {
 	c.checkIndex()
 	c.checkOpens()
 	c.want(len(c.key) == 0 || len(c.key) == keySize, "a key of %d bytes", len(c.key))
+	c.want(0 < s.level && s.level <= math.MaxUint32, "feature level %d", s.level)
 	c.want(s.mark.Index <= s.index && s.mark.Index%markEvery == 0, "mark at %d, index %d", s.mark.Index, s.index)
 	return errors.Join(c.errs...)
 }

@@ -24,6 +24,7 @@ const (
 	noteShut
 	noteKey
 	noteACL
+	noteLevel
 )
 
 func refuse(code command.Code) command.Result { return command.Result{Code: code} }

@@ -140,7 +140,7 @@ func (m *Machine) emit(e Event) {
 func (m *Machine) answer(c *command.Command) (r command.Result) {
 	switch c.Kind {
 	case command.KindBarrier, command.KindAssignSlot, command.KindOpenSession, command.KindCloseSession,
-		command.KindExpireSessions, command.KindClearDelay, command.KindCellKey:
+		command.KindExpireSessions, command.KindClearDelay, command.KindCellKey, command.KindRaiseLevel, command.KindProbe:
 		r = m.execute(c)
 		if r.Revision == 0 {
 			r.Revision = m.revision()
@@ -232,6 +232,8 @@ func (m *Machine) decide(c *command.Command) command.Result {
 		return m.unlock(c)
 	case command.KindCancelLock:
 		return m.cancelLock(c)
+	case command.KindRaiseLevel:
+		return m.raiseLevel(c)
 	case command.KindCellKey:
 		return m.setKey(c)
 	case command.KindOpen:
@@ -264,4 +266,16 @@ func keep(b []byte) []byte {
 		return nil
 	}
 	return bytes.Clone(b)
+}
+
+// raiseLevel notes that the commands of a feature level are used from now on. It never goes down.
+func (m *Machine) raiseLevel(c *command.Command) command.Result {
+	switch {
+	case c.Term != m.w.term:
+		return refuse(command.Void)
+	case uint64(c.Level) > m.w.level:
+		m.w.level = uint64(c.Level)
+		m.note(noteLevel, "", m.w.level)
+	}
+	return command.Result{}
 }

@@ -626,6 +626,7 @@ func TestCheckFinds(t *testing.T) {
 		"owner not listed":   func(s *State) { s.waiters.delete(ticketKey("/a/b", s.ticket(2, 1))) },
 		"slot":               func(s *State) { s.nodes.set("n", 3) },
 		"key":                func(s *State) { s.key = "short" },
+		"level":              func(s *State) { s.level = 0 },
 		"ACLs off":           func(s *State) { s.guarded = false },
 		"empty names":        func(s *State) { edit(s, "/a/b", func(e *entry) { e.acl = new(command.ACL) }) },
 		"bad names":          func(s *State) { edit(s, "/a/b", func(e *entry) { e.acl = &command.ACL{Write: "a/b"} }) },

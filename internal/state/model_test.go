@@ -25,6 +25,7 @@ type model struct {
 	nodes    []string
 	opens    []modelOpen
 	key      string
+	level    uint32
 	denied   command.Result
 }
 
@@ -130,6 +131,16 @@ func (m *model) answer(term uint64, c *command.Command) (r command.Result, store
 		delete(m.locks, c.Path)
 		m.changed = true
 		m.settle()
+		return r, false
+	case command.KindRaiseLevel:
+		if c.Term != term {
+			return command.Result{Code: command.Void}, false
+		}
+		if c.Level > max(m.level, 1) {
+			m.level, m.changed = c.Level, true
+		}
+		return r, false
+	case command.KindProbe:
 		return r, false
 	case command.KindCellKey:
 		if c.Key == [32]byte{} {

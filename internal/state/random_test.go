@@ -191,8 +191,13 @@ func (g *generator) command(s *State, term uint64) *command.Command {
 			c.Kind, c.Data, c.Path = command.KindDeleteTree, nil, "/acl"
 		}
 	case 31:
-		if c.Kind = command.KindCellKey; g.n(3) > 0 {
-			c.Key[0] = byte(1 + g.n(3))
+		switch g.n(3) {
+		case 0:
+			c.Kind = command.KindCellKey
+		case 1:
+			c.Kind, c.Key[0] = command.KindCellKey, byte(1+g.n(3))
+		case 2:
+			c.Kind, c.Term, c.Level = command.KindRaiseLevel, term-uint64(g.n(8)/7), uint32(g.n(5))
 		}
 	case 23:
 		c.Kind, c.LockSeq = command.KindCancelLock, c.Seq+1-min(uint64(g.n(4)), c.Seq)
@@ -315,7 +320,7 @@ func TestModel(t *testing.T) {
 	// has by then.
 	succeeded := func(kind command.Kind) bool { return seen[fmt.Sprint(kind, command.OK)] > 0 }
 	all := func() bool {
-		for kind := command.KindBarrier; kind <= command.KindSetACL; kind++ {
+		for kind := command.KindBarrier; kind <= command.KindRaiseLevel; kind++ {
 			if !succeeded(kind) {
 				return false
 			}
@@ -329,7 +334,7 @@ func TestModel(t *testing.T) {
 			step(t, m, o, uint64(i+1), term, raw, seen)
 		}
 	}
-	for kind := command.KindBarrier; kind <= command.KindSetACL; kind++ {
+	for kind := command.KindBarrier; kind <= command.KindRaiseLevel; kind++ {
 		if !succeeded(kind) {
 			t.Errorf("no command of kind %d succeeded", kind)
 		}

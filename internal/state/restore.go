@@ -233,6 +233,7 @@ type builder struct {
 func (s *builder) readCell(f *fields) error {
 	s.cell = f.text()
 	f.numbers(&s.epoch, &s.revision, &s.index, &s.term, &s.hash, &s.mark.Index, &s.mark.Hash)
+	s.level = f.number()
 	s.key = f.text()
 	f.done()
 	return nil

@@ -48,6 +48,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	p.begin(sectionCell)
 	p.text(s.cell)
 	p.numbers(s.epoch, s.revision, s.index, s.term, s.hash, s.mark.Index, s.mark.Hash)
+	p.numbers(s.level)
 	p.text(s.key)
 	p.record()
 	p.end()

@@ -24,6 +24,7 @@ import (
 type State struct {
 	cell  string
 	epoch uint64
+	level uint64 // feature level whose commands are used; 1 at first
 	key   string // under which the texts of handles are sealed; "" = none yet
 
 	revision uint64 // of the last command that changed something; the root directory is of revision 1
@@ -69,7 +70,7 @@ type Counts struct {
 // New returns the state of a cell that has just been founded.
 func New(cell string, epoch uint64) *State {
 	s := empty()
-	s.cell, s.epoch, s.revision = cell, epoch, 1
+	s.cell, s.epoch, s.revision, s.level = cell, epoch, 1, 1
 	s.hash = xxhash.Checksum64S([]byte(cell), epoch)
 	s.entries.set(treeKey("/"), &entry{path: "/", instance: 1, revision: 1, dir: true})
 	return s
@@ -89,6 +90,9 @@ func (s *State) Cell() string { return s.cell }
 
 // Epoch is the cell's epoch.
 func (s *State) Epoch() uint64 { return s.epoch }
+
+// Level is the feature level whose commands the cell uses: every member has known them when it was raised.
+func (s *State) Level() uint32 { return uint32(s.level) }
 
 // Revision is that of the last command that changed something.
 func (s *State) Revision() uint64 { return s.revision }
