@@ -29,6 +29,8 @@ type Client struct {
 	cache *clientCache  // nil = none
 	wake  chan struct{} // cap 1: the keeper has something new to look after
 	fresh atomic.Bool   // there are grants to acknowledge
+	// watchful tells that the keeper looks at the clock as often as locks want it to.
+	watchful atomic.Bool
 }
 
 // owner names a Lock command, and with it the holder or waiter that it made.
@@ -169,17 +171,15 @@ func (c *Client) saw(revision uint64) {
 }
 
 const (
-	keeperTick   = 50 * time.Millisecond // how late a session's deadline may be noticed by nobody asking
+	keeperTick   = 50 * time.Millisecond // how late the end of a lock may be noticed by nobody asking, in a process that stood still
+	keeperIdle   = time.Second           // the same for a session without locks
 	keepsByLease = 3                     // KeepAlives in one lease, so that one may be lost
 )
 
 // acknowledge has the keeper tell the cell of grants that bear a MaxHold.
 func (c *Client) acknowledge() {
 	c.fresh.Store(true)
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+	signal(c.wake)
 }
 
 // keeper looks after the sessions: it compares their deadlines with the clock and sends one KeepAlive for all of them,
@@ -195,16 +195,28 @@ func (c *Client) keeper() {
 	tick := make(chan struct{}, 1)
 	stop := func() bool { return true }
 	defer func() { stop() }()
-	armed := false
+	armed, alarm := false, time.Duration(0) // a timer runs, until then
+	locked := -keeperIdle                   // Clock.Boot: when locks were seen last
 	for {
+		// Before the sessions are looked at: a lock that comes after that wakes this loop.
+		c.watchful.Store(false)
 		sessions := c.all()
 		now := c.terms.clock.Boot()
-		shortest := time.Duration(0)
+		shortest, next := time.Duration(0), now+keeperIdle
 		for _, s := range sessions {
 			s.check(now)
 			if shortest == 0 || s.lease < shortest {
 				shortest = s.lease
 			}
+			end, locks := s.outlook()
+			next = min(next, end)
+			if locks {
+				locked = now
+			}
+		}
+		if now-locked < keeperIdle { // locks that come and go need not wake this loop
+			c.watchful.Store(true)
+			next = now + keeperTick
 		}
 		if pause := shortest / keepsByLease; due > now+pause {
 			due = now + pause // a session with a shorter lease has come
@@ -225,9 +237,12 @@ func (c *Client) keeper() {
 				return
 			}
 		}
-		if len(sessions) > 0 && !armed {
-			armed = true
-			stop = c.terms.clock.AfterFunc(keeperTick, func() { tick <- struct{}{} }) // cap 1, one timer at a time
+		if !sending {
+			next = min(next, due)
+		}
+		if len(sessions) > 0 && (!armed || next < alarm && stop()) {
+			armed, alarm = true, next
+			stop = c.terms.clock.AfterFunc(max(next-now, 0), func() { tick <- struct{}{} }) // cap 1, one timer at a time
 		}
 		select {
 		case <-tick:

@@ -79,7 +79,7 @@ func TestHistory(t *testing.T) {
 	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			h := &history{}
-			synctest.Test(t, func(t *testing.T) { runHistory(t, h, seed, length) })
+			synctest.Test(t, func(t *testing.T) { runHistory(t, h, seed, length, 0) })
 			switch r, _ := porcupine.CheckOperationsVerbose(lincheck.Files(), h.ops, time.Minute); r {
 			case porcupine.Illegal:
 				t.Errorf("seed %d: %d calls cannot be put in one order", seed, len(h.ops))
@@ -97,11 +97,15 @@ func mapOf(id string) chubby.MapStrategy {
 	return map[string]chubby.MapStrategy{"n0": chubby.ConcurrentMap, "n1": chubby.SyncMap}[id]
 }
 
-func runHistory(t *testing.T, h *history, seed uint64, length time.Duration) {
+func runHistory(t *testing.T, h *history, seed uint64, length time.Duration, dialled int) {
 	cell := chubbytest.NewCell(t, 3, func(o *chubby.Options) {
 		o.MaxLogBytes, o.Map = 64<<10, mapOf(o.ID)
 	})
 	cell.Leader()
+	var clients []*chubby.Client
+	for range dialled {
+		clients = append(clients, cell.Dial())
+	}
 	h.start = time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), length)
 	defer cancel()
@@ -110,10 +114,18 @@ func runHistory(t *testing.T, h *history, seed uint64, length time.Duration) {
 		rng := rand.New(rand.NewPCG(seed, uint64(caller)))
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
-				oneCall(h, cell.Node(caller%3).Client, rng, fmt.Sprintf("%d.%d", caller, i))
+				n := cell.Node(caller % 3).Client
+				if caller < len(clients) {
+					n = clients[caller]
+				}
+				oneCall(h, n, rng, fmt.Sprintf("%d.%d", caller, i))
 				time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
 			}
 		})
+	}
+	if dialled > 0 {
+		rng := rand.New(rand.NewPCG(seed, 1001))
+		wg.Go(func() { clientFaults(ctx, cell, rng) }) // until the other faults heal the network
 	}
 	wg.Go(func() { faults(ctx, cell, rand.New(rand.NewPCG(seed, 1000))) })
 	wg.Wait()

@@ -378,6 +378,8 @@ func (s *Session) hold(ctx context.Context, l *Lock) (*Lock, error) {
 			s.mu.Unlock()
 			if l.maxHold > 0 {
 				s.client.acknowledge()
+			} else if !s.client.watchful.Load() {
+				signal(s.client.wake)
 			}
 			return l, nil
 		}

@@ -35,7 +35,7 @@ func TestHistoryOfLocks(t *testing.T) {
 	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			h := &lockHistory{schedule: schedule{seed: seed}}
-			synctest.Test(t, func(t *testing.T) { h.run(t, length) })
+			synctest.Test(t, func(t *testing.T) { h.run(t, length, 0) })
 			switch r, info := porcupine.CheckOperationsVerbose(lincheck.Locks(), h.ops, time.Minute); r {
 			case porcupine.Illegal:
 				t.Errorf("seed %d: %d calls cannot be put in one order; it stops at\n%s", seed, len(h.ops), h.obstacle(info))
@@ -92,17 +92,31 @@ type lockHistory struct {
 	ops    []porcupine.Operation
 	owners uint32
 	seen   []chubby.Sequencer // the newest that callers were given
+
+	dialled []*chubby.Client // who call beside the nodes, as if they were further ones
 }
 
-func (h *lockHistory) run(t *testing.T, length time.Duration) {
+// client is the way to the cell of the callers at a node, or of those at a dialled Client.
+func (h *lockHistory) client(i int) *chubby.Client {
+	if i < h.nodes {
+		return h.cell.Node(i).Client
+	}
+	return h.dialled[i-h.nodes]
+}
+
+func (h *lockHistory) run(t *testing.T, length time.Duration, dialled int) {
 	rng := rand.New(rand.NewPCG(h.seed, 1))
 	h.open(t, rng)
+	for range dialled {
+		h.dialled = append(h.dialled, h.cell.Dial())
+		h.excused = append(h.excused, time.Time{}) // whose clock never stands
+	}
 	h.start = time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), length)
 	defer cancel()
 	heal := h.inject(ctx, rng)
 	var callers sync.WaitGroup
-	for i := range h.nodes {
+	for i := range h.nodes + dialled {
 		for range 2 {
 			rng := rand.New(rand.NewPCG(rng.Uint64(), 0))
 			callers.Go(func() {
@@ -111,7 +125,7 @@ func (h *lockHistory) run(t *testing.T, length time.Duration) {
 					if s == nil || s.Err() != nil {
 						// Of its own: a lock call of the default session is repeated in a new one when that ends, and may have
 						// held the lock in the old one, unseen.
-						s, _ = h.cell.Node(i).NewSession(ctx, chubby.SessionOptions{}) // nil while the node is down
+						s, _ = h.client(i).NewSession(ctx, chubby.SessionOptions{}) // nil while the node is down
 					}
 					if s != nil {
 						h.call(ctx, rng, i, s, fmt.Sprintf("%d.%d", rng.Uint32(), n))
@@ -140,7 +154,7 @@ func (h *lockHistory) add(call, ret int64, c lincheck.LockCall, a lincheck.LockA
 
 // call makes one random call, or takes a lock and does several under it.
 func (h *lockHistory) call(ctx context.Context, rng *rand.Rand, node int, s *chubby.Session, unique string) {
-	n, path := h.cell.Node(node), h.paths[rng.IntN(len(h.paths))]
+	n, path := h.client(node), h.paths[rng.IntN(len(h.paths))]
 	ctx, cancel := context.WithTimeout(ctx, upTo(rng, 4*time.Second))
 	defer cancel()
 	start := h.now()
@@ -177,7 +191,7 @@ func (h *lockHistory) former(rng *rand.Rand) (chubby.Sequencer, bool) {
 	return h.seen[rng.IntN(len(h.seen))], true
 }
 
-func (h *lockHistory) check(ctx context.Context, n *chubby.Node, s chubby.Sequencer) {
+func (h *lockHistory) check(ctx context.Context, n *chubby.Client, s chubby.Sequencer) {
 	start := h.now()
 	err := n.CheckSequencer(ctx, s)
 	if err == nil || errors.Is(err, chubby.ErrStaleSequencer) {
@@ -185,7 +199,7 @@ func (h *lockHistory) check(ctx context.Context, n *chubby.Node, s chubby.Sequen
 	}
 }
 
-func (h *lockHistory) put(ctx context.Context, n *chubby.Node, s chubby.Sequencer, value string) {
+func (h *lockHistory) put(ctx context.Context, n *chubby.Client, s chubby.Sequencer, value string) {
 	start := h.now()
 	_, err := n.Set(ctx, s.Path, []byte(value), chubby.IfHolds(s))
 	end, a := h.now(), lincheck.LockAnswer{}
@@ -203,7 +217,7 @@ func (h *lockHistory) put(ctx context.Context, n *chubby.Node, s chubby.Sequence
 
 // hold takes a lock and acts under it. What it records of the holding is what a holder may rely on: that the lock was held
 // whenever it saw its context alive.
-func (h *lockHistory) hold(ctx context.Context, rng *rand.Rand, node int, n *chubby.Node, s *chubby.Session, path, unique string) {
+func (h *lockHistory) hold(ctx context.Context, rng *rand.Rand, node int, n *chubby.Client, s *chubby.Session, path, unique string) {
 	c := lincheck.LockCall{Path: path, Op: lincheck.Acquire, Shared: rng.IntN(3) == 0}
 	lock := s.Lock
 	if c.Shared {

@@ -59,6 +59,9 @@ const (
 	remoteCalls   = 768 // of one lane and stream; below what a member allows, which ends calls after their answers
 )
 
+// errNoMember means that there is no stream to any member.
+var errNoMember = errors.New("no member can be reached")
+
 // errSilent means that a member did not answer in time.
 var errSilent = errors.New("the member does not answer")
 
@@ -170,20 +173,34 @@ func (r *remote) try(ctx context.Context, lost <-chan struct{}, attempt func(c *
 			return fail(r.explain(fmt.Errorf("%d attempts, the last one: %w", tries, last)))
 		}
 		home, changed := r.home()
-		if home != nil {
-			v := attempt(home, offered)
-			offered = offered || v.offered
-			switch {
-			case v.done && v.err == nil:
-				return nil
-			case v.done, v.refused && !offered:
-				return fail(v.err)
+		for wait := time.Duration(0); home == nil && wait < tryPauseMax; home, changed = r.home() {
+			began := time.Now()
+			select {
+			case <-changed: // not for long, most likely
+			case <-time.After(tryPauseMax - wait):
+			case <-ctx.Done():
+				return fail(r.explain(ctx.Err()))
+			case <-lost:
+				return fail(r.lostCause())
+			case <-r.halt:
+				return fail(r.stopCause())
 			}
-			last = v.err
-			r.doubt()
-		} else {
-			last = errors.New("no member can be reached")
+			wait += time.Since(began)
 		}
+		if home == nil {
+			last = errNoMember
+			continue
+		}
+		v := attempt(home, offered)
+		offered = offered || v.offered
+		switch {
+		case v.done && v.err == nil:
+			return nil
+		case v.done, v.refused && !offered:
+			return fail(v.err)
+		}
+		last = v.err
+		r.doubt()
 		select {
 		case <-changed:
 		case <-time.After(pause/2 + rand.N(pause/2+1)):
@@ -205,15 +222,13 @@ func faultVerdict(err error, asks bool) verdict {
 		return v
 	}
 	var remote *remoteError
-	if errors.As(err, &remote) && !errors.Is(err, ErrUncertain) {
-		for _, final := range []error{ErrBadOptions, ErrBadPath, ErrTooLarge, ErrPermission, ErrOverloaded, ErrNoSpace, ErrLagged} {
-			v.refused = v.refused || errors.Is(err, final)
-		}
-		if v.refused || errors.Is(err, errNoHandler) || errors.Is(err, errNotFounded) {
-			return v
-		}
+	if !errors.As(err, &remote) || errors.Is(err, ErrUncertain) {
+		v.offered = !asks
+		return v
 	}
-	v.offered = !asks
+	for _, final := range []error{ErrBadOptions, ErrBadPath, ErrTooLarge, ErrPermission, ErrOverloaded, ErrNoSpace, ErrLagged} {
+		v.refused = v.refused || errors.Is(err, final)
+	}
 	return v
 }
 

@@ -132,7 +132,9 @@ func (c *memberConn) call(ctx context.Context, k wire.Kind, payload []byte, pati
 	defer cancel()
 	b, err := c.stream.call(bounded, k, payload)
 	if err != nil && ctx.Err() == nil && context.Cause(bounded) == errSilent {
-		c.stream.fail(errSilent)
+		if patience >= callTime { // and not just slow to say whether it is in touch
+			c.stream.fail(errSilent)
+		}
 		err = fmt.Errorf("%s: %w", c.addr, errSilent)
 	}
 	return b, err

@@ -31,6 +31,9 @@ type remoteWatch struct {
 	}
 }
 
+// watchPause is before a watch that failed is begun again.
+const watchPause = 20 * time.Millisecond
+
 func (r *remote) register(ctx context.Context, key topicKey, from uint64) (watcher, uint64, error) {
 	w := &remoteWatch{remote: r, key: key}
 	now, err := w.join(ctx, from)
@@ -129,7 +132,7 @@ func (w *remoteWatch) fetch(ctx context.Context) error {
 		}
 		w.close()
 		select { // a member that answers with errors must not be asked in a circle
-		case <-time.After(retryPause):
+		case <-time.After(watchPause):
 		case <-ctx.Done():
 		case <-r.halt:
 			return r.stopCause()

@@ -299,6 +299,17 @@ func (s *Session) check(now time.Duration) {
 	}
 }
 
+// outlook gives when the session's state changes next if nothing comes, and whether it holds locks.
+func (s *Session) outlook() (end time.Duration, locks bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	end = s.mu.validUntil
+	if s.mu.state != SessionActive {
+		end += s.grace
+	}
+	return end, len(s.mu.locks) > 0
+}
+
 // released ends the handle of a grant that the cell says is over.
 func (s *Session) released(seq uint64) {
 	s.mu.Lock()
