@@ -216,7 +216,7 @@ func (c *Client) keeper() {
 		}
 		if now-locked < keeperIdle { // locks that come and go need not wake this loop
 			c.watchful.Store(true)
-			next = now + keeperTick
+			next = min(next, now+keeperTick)
 		}
 		if pause := shortest / keepsByLease; due > now+pause {
 			due = now + pause // a session with a shorter lease has come

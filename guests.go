@@ -178,6 +178,12 @@ func (g *guests) happened(events []state.Event) {
 	if g.count.Load() == 0 {
 		return
 	}
+	// Ended sessions first: their locks were released with them, and what they tell is that the session ended.
+	for i := range events {
+		if e := &events[i]; e.Kind == state.SessionEnded {
+			g.ended(e.Session)
+		}
+	}
 	for i := range events {
 		e := &events[i]
 		o := wire.Owner{Session: e.Session, Seq: e.Seq, Generation: e.Generation}
@@ -188,27 +194,35 @@ func (g *guests) happened(events []state.Event) {
 			o.Kind = wire.OwnerRefused
 		case state.LockReleased:
 			o.Kind = wire.OwnerReleased
-		case state.SessionEnded:
 		default:
 			continue
 		}
-		g.mu.RLock()
-		conns := g.mu.sessions[e.Session]
-		g.mu.RUnlock()
-		for _, c := range conns { // never changed in place
-			if e.Kind == state.SessionEnded {
-				c.stream.push(wire.PushEnded, func(b []byte) []byte { return wire.AppendNumber(b, e.Session) })
-			} else {
-				c.stream.push(wire.PushOwner, func(b []byte) []byte { return wire.AppendOwner(b, &o) })
-			}
+		for _, c := range g.told(e.Session) {
+			c.stream.push(wire.PushOwner, func(b []byte) []byte { return wire.AppendOwner(b, &o) })
 		}
-		if e.Kind == state.SessionEnded && len(conns) > 0 {
-			g.mu.Lock()
-			for _, c := range conns {
-				g.untrack(c, e.Session)
-			}
-			g.mu.Unlock()
-		}
+	}
+}
+
+// told gives those who are told of a session. The list is never changed in place.
+func (g *guests) told(session uint64) []*guestConn {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.mu.sessions[session]
+}
+
+// ended tells of the end of a session, the last thing that happens to it.
+func (g *guests) ended(session uint64) {
+	conns := g.told(session)
+	for _, c := range conns {
+		c.stream.push(wire.PushEnded, func(b []byte) []byte { return wire.AppendNumber(b, session) })
+	}
+	if len(conns) == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, c := range conns {
+		g.untrack(c, session)
 	}
 }
 
