@@ -27,7 +27,7 @@ import (
 // and locks of the past are gone, and ephemeral files with them. Stop the holders of old locks: they may still believe in
 // them. A new epoch takes its number from this machine's clock; see docs/guarantees.md.
 //
-// It returns ErrInUse while the node is open, ErrCorrupt for damage, and the errors of the file system. Until it is done
+// It returns ErrInUse while the node is open, ErrRemoved if it was removed from its cell, ErrCorrupt for damage, and the errors of the file system. Until it is done
 // nothing has changed: when it fails, or the process dies, the node is what it was, and Recover can be used again.
 func Recover(dir string) error {
 	err := errors.New("the path is empty")
@@ -66,6 +66,9 @@ func recoverStore(c storeConfig) error {
 // succeed makes the node the only member of its cell, with everything that it has.
 func (s *store) succeed() error {
 	r := s.identityRecord()
+	if r.Removed {
+		return errWasRemoved // perhaps long before the rest was lost
+	}
 	if r.Epoch == 0 || s.snap.newest() == 0 && s.lastIndex() == 0 {
 		return fmt.Errorf("%w: the node has never had anything of a cell; there is nothing to recover", ErrWrongCell)
 	}

@@ -65,11 +65,78 @@ func TestRecover(t *testing.T) {
 		if e := n.Status().Epoch; e == was.Status().Epoch {
 			t.Errorf("both cells have epoch %d", e)
 		}
-		// One of the two that were lost joins only with an empty directory; the survivor restarts like any node.
-		cell.Stop(0)
-		cell.Stop(1)
+		// The two that were lost join with empty disks.
+		for i := range 2 {
+			cell.Wipe(i, false)
+		}
+		for i := range 2 {
+			cell.Wipe(i, true)
+			cell.Restart(i)
+			if err := n.AddVoter(within(t, time.Minute), fmt.Sprint("n", i), fmt.Sprintf("n%d:1", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		cell.Restart(2)
-		wantGet(t, cell.Node(2), "/dir0/file0", "new cell")
+		for i := range 3 {
+			wantGet(t, cell.Node(i), "/dir0/file0", "new cell")
+			if err := cell.Node(i).CheckSequencer(within(t, time.Minute), old); !errors.Is(err, chubby.ErrStaleSequencer) {
+				t.Errorf("the old sequencer on node %d: %v", i, err)
+			}
+			if m := cell.Node(i).Status().Members; len(m) != 3 {
+				t.Errorf("members are %+v", m)
+			}
+		}
+	}, func(o *chubby.Options) { disks[o.ID] = o.Hooks.Disk })
+}
+
+// A dialled client that meets the new epoch closes its sessions, and goes on with new ones. A watch of it that would go on
+// from the old epoch ends.
+func TestRecoverMeetsClient(t *testing.T) {
+	disks := make(map[string]*hook.Disk)
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		c := cell.Dial()
+		s, err := c.NewSession(within(t, time.Minute), chubby.SessionOptions{Lease: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := mustLock(t, s, "/lock")
+		watched := make(chan error, 1)
+		events := c.Watch(within(t, time.Hour), "/", chubby.WatchOptions{})
+		go func() {
+			for _, err := range events {
+				if err != nil {
+					watched <- err
+				}
+			}
+		}()
+		for i := range 3 {
+			cell.Crash(i)
+		}
+		if err := chubby.RecoverDisk(disks["n2"]); err != nil {
+			t.Fatal(err)
+		}
+		cell.Restart(2)
+		select {
+		case <-s.Done():
+		case <-time.After(10 * time.Minute): // much less than its lease
+			t.Fatal("the session outlived its epoch")
+		}
+		if !errors.Is(s.Err(), chubby.ErrSessionExpired) || !errors.Is(l.Err(), chubby.ErrSessionExpired) {
+			t.Errorf("session: %v, lock: %v", s.Err(), l.Err())
+		}
+		if err := <-watched; !errors.Is(err, chubby.ErrLagged) {
+			t.Errorf("watch: %v", err)
+		}
+		now, err := c.Lock(within(t, time.Minute), "/lock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now.Sequencer().Compare(l.Sequencer()) <= 0 {
+			t.Errorf("%v after %v", now.Sequencer(), l.Sequencer())
+		}
+		if err := c.CheckSequencer(within(t, time.Minute), l.Sequencer()); !errors.Is(err, chubby.ErrStaleSequencer) {
+			t.Errorf("the old sequencer: %v", err)
+		}
 	}, func(o *chubby.Options) { disks[o.ID] = o.Hooks.Disk })
 }
 

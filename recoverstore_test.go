@@ -161,6 +161,18 @@ func TestRecoverRefuses(t *testing.T) {
 		t.Errorf("a node of no cell: %v", err)
 	}
 
+	gone := places(t)["memory"]
+	survivor(t, gone)
+	s := gone.open(t)
+	if err := errors.Join(s.removed(), s.close()); err != nil {
+		t.Fatal(err)
+	}
+	c = gone.config()
+	c.Whoever = true
+	if err := recoverStore(c); !errors.Is(err, ErrRemoved) {
+		t.Errorf("a node that was removed: %v", err)
+	}
+
 	for name, e := range map[string]*raft.Log{
 		"no entry":         {Index: 13, Term: 2, Type: raft.LogCommand, Data: []byte("\x01x")},
 		"no command":       {Index: 13, Term: 2, Type: raft.LogCommand, Data: command.AppendEntryCommand(command.AppendEntryHeader(nil, 1, 1, 1), []byte{command.Version, 200})},
@@ -182,7 +194,7 @@ func TestRecoverRefuses(t *testing.T) {
 
 	// A snapshot that is sound in itself and that of another cell.
 	p := places(t)["memory"]
-	s := p.founded(t)
+	s = p.founded(t)
 	sink, err := s.snapshots().Create(raft.SnapshotVersionMax, 8, 1, raft.Configuration{}, 1, nil)
 	if err != nil {
 		t.Fatal(err)
