@@ -3,6 +3,7 @@
 //
 // Usage, from the root of the repository:
 //
+//	go -C bench/compare run . -table [-sets 100000] [-dir path]
 //	go -C bench/compare run . [-rounds 5] [-d 2s] [-systems a,b] [-workloads regexp] [-dir path] [-out file]
 package main
 
@@ -38,6 +39,8 @@ type options struct {
 	workloads []workload
 	dir       string
 	out       string
+	table     bool
+	sets      int
 }
 
 func parse(args []string) (options, error) {
@@ -53,6 +56,8 @@ func parse(args []string) (options, error) {
 	pattern := flags.String("workloads", "", "regular expression that chooses workloads by name, such as put/callers=64")
 	flags.StringVar(&o.dir, "dir", "", "directory for the data, removed again; it decides what fsync costs (default: the system's temporary directory)")
 	flags.StringVar(&o.out, "out", "", "file for the figures of each round, readable by benchstat")
+	flags.BoolVar(&o.table, "table", false, "the table of ChubbyGo's README instead, beside Redis and ZooKeeper where they are installed")
+	flags.IntVar(&o.sets, "sets", 100_000, "with -table: Sets in each row of the longer run")
 	flags.Parse(args) // ExitOnError: it does not return an error.
 
 	chosen, err := regexp.Compile(*pattern)
@@ -79,8 +84,8 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("-workloads: none matches %q", *pattern)
 	case flags.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case o.rounds < 1 || o.d <= 0:
-		return o, errors.New("-rounds and -d must be positive")
+	case o.rounds < 1 || o.d <= 0 || o.sets < 1:
+		return o, errors.New("-rounds, -d and -sets must be positive")
 	}
 	return o, nil
 }
@@ -114,6 +119,9 @@ func compare(ctx context.Context, args []string) (err error) {
 		return err
 	}
 
+	if o.table {
+		return table(ctx, setOpeners(), dir, o.sets, os.Stdout)
+	}
 	systems, err := open(ctx, o.openers, dir)
 	defer func() {
 		for _, s := range systems {
