@@ -320,3 +320,28 @@ func TestLogStaysBounded(t *testing.T) {
 		}
 	}, func(o *chubby.Options) { o.MaxLogBytes = limit })
 }
+
+// The log is compacted when it has reached 85 % of MaxLogBytes, and not before: the seed's rule.
+func TestCompactionThreshold(t *testing.T) {
+	const limit = 1 << 20
+	inBubble(t, 1, func(t *testing.T, cell *chubbytest.Cell) {
+		n := cell.Leader()
+		value := make([]byte, 4<<10)
+		for i := 0; ; i++ {
+			before := n.Status().LogBytes
+			if _, err := n.Set(t.Context(), fmt.Sprintf("/k%d", i%10), value); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait() // for a compaction, if one has begun
+			s := n.Status()
+			if s.SnapshotBytes == 0 && s.LogBytes < limit*85/100 {
+				continue
+			}
+			// This write has crossed the border, and the log is small again.
+			if before+int64(len(value))+1024 < limit*85/100 || s.SnapshotBytes == 0 || s.LogBytes > limit/2 {
+				t.Errorf("after %d writes: %d bytes before the last, %d after it, snapshot of %d", i+1, before, s.LogBytes, s.SnapshotBytes)
+			}
+			return
+		}
+	}, func(o *chubby.Options) { o.MaxLogBytes = limit })
+}

@@ -319,16 +319,38 @@ func TestPeersDiffer(t *testing.T) {
 	}
 }
 
+// WaitReady tries as often as StartAttempts says, each time twice as long as before, with jitter, up to 5 s.
 func TestStartAttempts(t *testing.T) {
-	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
-		cell.Partition([]int{0}, []int{1}, []int{2})
-		start := time.Now()
-		err := cell.Node(0).WaitReady(context.Background())
-		if d := time.Since(start); !errors.Is(err, chubby.ErrNoLeader) || d < time.Second || d > 3*time.Second {
-			t.Errorf("WaitReady gave up after %v: %v", d, err)
-		}
-		cell.Heal()
-	}, func(o *chubby.Options) { o.StartAttempts, o.StartInterval = 4, 100*time.Millisecond })
+	for _, tt := range []struct {
+		attempts int
+		interval time.Duration
+		sum      time.Duration // without jitter, which takes up to a quarter
+	}{
+		{1, 300 * time.Millisecond, 300 * time.Millisecond},
+		{4, 100 * time.Millisecond, 1500 * time.Millisecond},
+		{6, 2 * time.Second, 26 * time.Second},                 // 2, 4, 5, 5, 5, 5
+		{13, 200 * time.Millisecond, 46200 * time.Millisecond}, // the seed's: 0.2, 0.4, 0.8, 1.6, 3.2 and eight times 5
+	} {
+		t.Run(fmt.Sprint(tt.attempts, " from ", tt.interval), func(t *testing.T) {
+			inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+				cell.Partition([]int{0}, []int{1}, []int{2})
+				var took []time.Duration
+				for range 3 {
+					start := time.Now()
+					err := cell.Node(0).WaitReady(context.Background())
+					d := time.Since(start)
+					if !errors.Is(err, chubby.ErrNoLeader) || d < tt.sum*3/4 || d > tt.sum+100*time.Millisecond {
+						t.Errorf("WaitReady gave up after %v, want %v: %v", d, tt.sum, err)
+					}
+					took = append(took, d)
+				}
+				if took[0] == took[1] && took[1] == took[2] {
+					t.Errorf("always %v: no jitter", took[0])
+				}
+				cell.Heal()
+			}, func(o *chubby.Options) { o.StartAttempts, o.StartInterval = tt.attempts, tt.interval })
+		})
+	}
 }
 
 // A fault of the disk stops the node and tells why; the process, the other nodes and the cell go on.
