@@ -86,6 +86,7 @@ var apiCalls = []struct {
 	{"wait", apiWait},
 	{"election", apiElection},
 	{"runleader", apiRunLeader},
+	{"handles", apiHandles},
 	{"contexts", apiContexts},
 }
 
@@ -622,6 +623,57 @@ func apiRunLeader(s *apiCase) {
 	equal(s, "terms", terms, 1)
 	_, err = s.c.Leader(s.ctx(), path)
 	s.is("Leader afterwards", err, chubby.ErrNoLeader)
+}
+
+func apiHandles(s *apiCase) {
+	path := s.dir + "/f"
+	_, err := s.c.OpenHandle(s.ctx(), path, chubby.HandleOptions{})
+	s.is("OpenHandle of nothing", err, chubby.ErrNotFound)
+	h, err := s.c.OpenHandle(s.ctx(), path, chubby.HandleOptions{Create: true, Write: true, Data: []byte("1")})
+	s.is("OpenHandle", err, nil)
+	e, err := h.GetContentsAndStat(s.ctx())
+	s.is("GetContentsAndStat", err, nil)
+	equal(s, "contents", string(e.Data), "1")
+	st, err := h.SetContents(s.ctx(), []byte("2"), chubby.IfGeneration(e.Stat.Generation))
+	s.is("SetContents", err, nil)
+	got, err := h.GetStat(s.ctx())
+	s.is("GetStat", err, nil)
+	equal(s, "GetStat", got, st)
+	parsed, err := s.other.ParseHandle(s.ctx(), h.String())
+	s.is("ParseHandle elsewhere", err, nil)
+	e, err = parsed.GetContentsAndStat(s.ctx())
+	s.is("GetContentsAndStat of a parsed handle", err, nil)
+	equal(s, "contents", string(e.Data), "2")
+	_, err = s.c.ParseHandle(s.ctx(), h.String()+"0")
+	s.is("ParseHandle of another text", err, chubby.ErrBadHandle)
+	l, err := h.Acquire(s.ctx(), chubby.Exclusive)
+	s.is("Acquire", err, nil)
+	q, err := h.GetSequencer()
+	s.is("GetSequencer", err, nil)
+	equal(s, "sequencer", q, l.Sequencer())
+	s.is("SetSequencer elsewhere", parsed.SetSequencer(q), nil)
+	_, err = parsed.SetContents(s.ctx(), []byte("3"))
+	s.is("SetContents under a sequencer", err, nil)
+	s.is("Release", h.Release(s.ctx()), nil)
+	_, err = parsed.GetContentsAndStat(s.ctx())
+	s.is("GetContentsAndStat under a sequencer of the past", err, chubby.ErrStaleSequencer)
+	s.is("Close of the parsed one", parsed.Close(s.ctx()), nil)
+	dir, err := s.c.OpenHandle(s.ctx(), s.dir, chubby.HandleOptions{Write: true})
+	s.is("OpenHandle of a directory", err, nil)
+	child, err := dir.Create(s.ctx(), "child", chubby.HandleOptions{Ephemeral: true})
+	s.is("Create of a child", err, nil)
+	list, err := dir.ReadDir(s.ctx())
+	s.is("ReadDir", err, nil)
+	equal(s, "children", len(list), 2)
+	s.is("Close of the child", child.Close(s.ctx()), nil)
+	list, err = dir.ReadDir(s.ctx())
+	s.is("ReadDir", err, nil)
+	equal(s, "children without the ephemeral one", len(list), 1)
+	s.is("Delete", h.Delete(s.ctx()), nil)
+	_, err = h.GetStat(s.ctx())
+	s.is("GetStat of what was deleted", err, chubby.ErrNotFound)
+	s.is("Close", h.Close(s.ctx()), nil)
+	s.is("Close of the directory", dir.Close(s.ctx()), nil)
 }
 
 func apiContexts(s *apiCase) {

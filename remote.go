@@ -333,8 +333,8 @@ func (r *remote) ask(ctx context.Context, k wire.Kind, payload []byte, parse fun
 }
 
 func (r *remote) query(ctx context.Context, q wire.Query) (a wire.Answer, err error) {
-	if s := q.Sequencer; q.Kind == wire.QueryHolds && (s.Mode != Exclusive && s.Mode != Shared || len(s.Path) > pathMax || len(s.Cell) > nameMax) {
-		q.Sequencer = Sequencer{} // there is no such lock; and nothing holds this one either
+	if s := q.Sequencer; s != (Sequencer{}) && (s.Mode != Exclusive && s.Mode != Shared || len(s.Path) > pathMax || len(s.Cell) > nameMax) {
+		q.Sequencer = Sequencer{Mode: Exclusive} // there is no such lock; and nothing holds this one either
 	}
 	err = r.ask(ctx, wire.KindQuery, wire.AppendQuery(nil, &q), func(_ *memberConn, _ time.Duration, b []byte) (err error) {
 		a, err = wire.ParseAnswer(b)

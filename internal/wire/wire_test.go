@@ -288,14 +288,14 @@ func FuzzFrame(f *testing.F) {
 func TestPurposes(t *testing.T) {
 	for k, want := range map[wire.Kind]wire.Purpose{
 		wire.FirstControlKind: wire.Control, wire.FirstRPCKind - 1: wire.Control, wire.FirstRPCKind: wire.RPC,
-		wire.FirstFoundKind - 1: wire.RPC, wire.FirstFoundKind: wire.Found, 255: wire.Found,
+		wire.FirstClientKind - 1: wire.RPC, wire.FirstClientKind: wire.Client, wire.FirstFoundKind - 1: wire.Client, wire.FirstFoundKind: wire.Found, 255: wire.Found,
 	} {
 		if got := k.Purpose(); got != want {
 			t.Errorf("kind %d: got %s, want %s", k, got, want)
 		}
 	}
 	for p := wire.Purpose(0); p < 8; p++ {
-		if want := p >= wire.Control && p <= wire.Found; p.Valid() != want {
+		if want := p >= wire.Control && p <= wire.Client; p.Valid() != want {
 			t.Errorf("%s: Valid() = %v", p, p.Valid())
 		}
 	}
