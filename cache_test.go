@@ -14,8 +14,9 @@ import (
 
 // selfLine lets a node's own Client cache at the node itself. What is cut gets no answer.
 type selfLine struct {
-	node *Node
-	cut  bool
+	node     *Node
+	cut      bool
+	answered func(k wire.Kind) // if not nil, called before an answer is given
 }
 
 func (l *selfLine) line(context.Context) (leaderLine, error) { return l, nil }
@@ -24,6 +25,9 @@ func (l *selfLine) call(ctx context.Context, k wire.Kind, payload []byte) ([]byt
 	if l.cut {
 		<-ctx.Done()
 		return nil, ctx.Err()
+	}
+	if l.answered != nil {
+		defer l.answered(k)
 	}
 	return l.node.answerCache(ctx, &house{principal: l.node.opts.ID, cell: l.node.opts.Cell, limits: l.node.opts.Limits}, k, payload)
 }
@@ -103,6 +107,43 @@ func TestCacheLeaseIsChecked(t *testing.T) {
 		clock.jump(cache.ClientLease)
 		if _, ok := n.Client.cache.look("/f"); ok {
 			t.Error("an entry is used after the lease")
+		}
+	})
+}
+
+// The lease counts from the sending: an answer that took long has little left of it.
+func TestCacheLeaseCountsFromSending(t *testing.T) {
+	inCached(t, func(t *testing.T, n *Node, clock *jumpClock, l *selfLine) {
+		warm(t, n, "/f")
+		l.answered = func(k wire.Kind) {
+			if k == wire.KindCacheFill {
+				clock.jump(cache.ClientLease - 10*time.Millisecond)
+			}
+		}
+		if _, err := n.Get(t.Context(), "/g"); !errors.Is(err, ErrNotFound) {
+			t.Fatal(err)
+		}
+		if _, ok := n.Client.cache.look("/g"); !ok {
+			t.Error("not cached within the lease")
+		}
+		clock.jump(10 * time.Millisecond)
+		if _, ok := n.Client.cache.look("/g"); ok {
+			t.Error("cached for longer than a lease from the sending")
+		}
+	})
+}
+
+// Without a confirm round that ends well after its receipt no call is granted anything.
+func TestCacheGrantIsConfirmed(t *testing.T) {
+	inCached(t, func(t *testing.T, n *Node, _ *jumpClock, l *selfLine) {
+		warm(t, n, "/f")
+		n.proposer.route().lead.cancel()
+		session := n.Client.cache.link.Load().session
+		for _, k := range []wire.Kind{wire.KindCacheFill, wire.KindCacheRenew, wire.KindCachePoll} {
+			_, err := l.call(t.Context(), k, wire.AppendCacheCall(nil, &wire.CacheCall{Session: session, Path: "/f"}))
+			if !errors.Is(err, errNotLeader) {
+				t.Errorf("kind %d: %v", k, err)
+			}
 		}
 	})
 }

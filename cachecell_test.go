@@ -217,6 +217,48 @@ func TestCacheAcrossLeaders(t *testing.T) {
 	})
 }
 
+// A leader that was deposed renews nothing and fills nothing, though its client reaches nobody else.
+func TestCacheOfDeposedLeader(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		n := cell.Leader()
+		mustSet(t, n, "/f", "old")
+		c := caching(cell)
+		cached(t, c, "/f")
+		old := cell.Index(n)
+		for _, i := range others(3, old) {
+			cell.CutClients(i)
+		}
+		cell.Partition([]int{old}, others(3, old))
+		var written atomic.Bool
+		go func() {
+			mustSet(t, cell.Node((old+1)%3), "/f", "new")
+			written.Store(true)
+		}()
+		answers := 0
+		for after := 0; after < 300; {
+			if written.Load() {
+				after++
+			}
+			late := written.Load()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			e, err := c.Get(ctx, "/f")
+			cancel()
+			if err == nil && late && string(e.Data) == "old" {
+				t.Fatal("a cached entry of a deposed leader is used after the write of its successor")
+			}
+			if err == nil {
+				answers++
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if answers < 10 {
+			t.Errorf("only %d answers from the cache before its lease ended", answers)
+		}
+		cell.Heal()
+		wantNow(t, c, "/f", "new")
+	})
+}
+
 // A cache whose Client closes, or whose default session is closed, holds up nobody, now or under the next leader.
 func TestCacheEndsWithSession(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/chubbygo/chubby/internal/command"
@@ -12,9 +13,9 @@ import (
 type Store struct {
 	max int64 // bytes
 
-	mu      sync.Mutex
+	mu      sync.RWMutex
 	items   map[string]*item
-	oldest  item // ring: oldest.next is the newest
+	ring    item // ring.next is the newest, ring.prev the oldest
 	bytes   int64
 	lease   Lease
 	until   time.Duration      // the lease's end
@@ -32,6 +33,7 @@ type Item struct {
 type item struct {
 	Item
 	path       string
+	read       atomic.Bool // since it was the oldest, or since it came: it gets a second chance
 	prev, next *item
 }
 
@@ -43,21 +45,22 @@ func (i *item) bytes() int64 { return int64(len(i.path)+len(i.Entry.Data)) + ove
 // NewStore makes a store of at most max bytes.
 func NewStore(max int64) *Store {
 	s := &Store{max: max, items: make(map[string]*item), asked: make(map[string][]*Wish)}
-	s.oldest.prev, s.oldest.next = &s.oldest, &s.oldest
+	s.ring.prev, s.ring.next = &s.ring, &s.ring
 	return s
 }
 
 // Get gives what is cached about path. It may be used if the clock, read after Get returned, is before until: then the
 // lease stood when Get looked, and the leader would have had it dropped had anything changed.
 func (s *Store) Get(path string) (i Item, until time.Duration, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	x := s.items[path]
 	if x == nil {
 		return Item{}, 0, false
 	}
-	x.unlink()
-	x.linkAfter(&s.oldest)
+	if !x.read.Load() {
+		x.read.Store(true)
+	}
 	return x.Item, s.until, true
 }
 
@@ -166,10 +169,15 @@ func (s *Store) Fill(w *Wish, lease Lease, number uint64, i Item, now time.Durat
 		s.remove(old)
 	}
 	s.items[w.path] = x
-	x.linkAfter(&s.oldest)
+	x.linkAfter(&s.ring)
 	s.bytes += x.bytes()
 	for s.bytes > s.max {
-		s.remove(s.oldest.prev)
+		if old := s.ring.prev; old.read.Swap(false) || old == x {
+			old.unlink()
+			old.linkAfter(&s.ring)
+		} else {
+			s.remove(old)
+		}
 	}
 	return true
 }
@@ -229,7 +237,7 @@ func (s *Store) Len() int {
 
 func (s *Store) clear() {
 	clear(s.items)
-	s.oldest.prev, s.oldest.next = &s.oldest, &s.oldest
+	s.ring.prev, s.ring.next = &s.ring, &s.ring
 	s.bytes = 0
 }
 

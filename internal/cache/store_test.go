@@ -24,7 +24,7 @@ func has(s *Store, path string) bool {
 	return ok
 }
 
-// What is used least goes first, and what is too large never comes.
+// What was not read since it came goes first, and what is too large never comes.
 func TestStoreBound(t *testing.T) {
 	s := NewStore(3*(overhead+2) + 1)
 	for _, p := range []string{"/a", "/b", "/c"} {
