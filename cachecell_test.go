@@ -79,6 +79,7 @@ func TestCacheSeesEveryChange(t *testing.T) {
 			}
 			return s
 		}
+		var handle *chubby.Handle
 		var lock *chubby.Lock
 		for _, step := range []struct {
 			name string
@@ -101,6 +102,12 @@ func TestCacheSeesEveryChange(t *testing.T) {
 				must(err)
 			}, "7"},
 			{"the end of its session", func() { must(session.Close(ctx)) }, ""},
+			{"a handle that makes the file", func() {
+				handle, err = n.OpenHandle(ctx, "/d/f", chubby.HandleOptions{Write: true, Create: true, Ephemeral: true, Data: []byte("h")})
+				must(err)
+			}, "h"},
+			{"a write through it", func() { _, err := handle.SetContents(ctx, []byte("i")); must(err) }, "i"},
+			{"its end", func() { must(handle.Close(ctx)) }, ""},
 			{"an election", func() {
 				l, err := n.Campaign(ctx, "/d/f", []byte("8"))
 				must(err)
@@ -131,6 +138,59 @@ func TestCacheSeesEveryChange(t *testing.T) {
 		if s, err := c.Stat(ctx, "/p/q"); err != nil || !s.Dir {
 			t.Errorf("Stat of a parent that was missing: %+v, %v", s, err)
 		}
+	})
+}
+
+// Who may not read any longer is not answered from the cache either: new names on an entry or above it, another list,
+// and the lists' being turned on.
+func TestCacheFollowsRights(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		ctx := within(t, 10*time.Minute)
+		n := cell.Leader()
+		c := caching(cell)
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		names := func(path string, acl chubby.ACLNames) {
+			t.Helper()
+			_, err := openHandle(t, n.Client, path, forAll).SetACL(ctx, acl)
+			must(err)
+		}
+		may := func(what string, want bool) {
+			t.Helper()
+			for _, path := range []string{"/d/f", "/d/none"} {
+				_, err := c.Get(ctx, path)
+				if got := !errors.Is(err, chubby.ErrPermission); got != want {
+					t.Errorf("%s: Get(%s) gives %v", what, path, err)
+				}
+				if want {
+					cached(t, c, path)
+				}
+			}
+		}
+		names("/", chubby.ACLNames{Read: "readers", Write: "admins", ChangeACL: "admins"})
+		mustSet(t, n, "/d/f", "x")
+		may("lists are off", true)
+		set := func(list, who string) { mustSet(t, n, "/acl/"+list, who) }
+		_, err := n.Txn(ctx, chubby.Txn{Then: []chubby.Op{
+			chubby.OpCreate("/acl/admins", []byte(n.Status().ID), chubby.CreateOptions{}),
+			chubby.OpCreate("/acl/readers", nil, chubby.CreateOptions{}),
+		}})
+		must(err)
+		may("lists are on", false)
+		set("readers", "client")
+		may("on the list", true)
+		set("readers", "somebody")
+		may("off the list", false)
+		set("readers", "*")
+		may("everybody", true)
+		for _, path := range []string{"/d/f", "/d"} {
+			names(path, chubby.ACLNames{Read: "admins", Write: "admins", ChangeACL: "admins"})
+		}
+		may("other names", false)
 	})
 }
 

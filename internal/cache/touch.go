@@ -30,7 +30,8 @@ const aclDir = "/acl"
 func Of(c *command.Command) *Touch {
 	t := &Touch{session: c.Session}
 	switch c.Kind {
-	case command.KindBarrier, command.KindAssignSlot, command.KindOpenSession, command.KindRaiseLevel:
+	case command.KindBarrier, command.KindAssignSlot, command.KindOpenSession, command.KindRaiseLevel,
+		command.KindCellKey:
 	case command.KindCloseSession:
 		t.session, t.ends = 0, []uint64{c.Session}
 	case command.KindExpireSessions:
@@ -39,8 +40,14 @@ func Of(c *command.Command) *Touch {
 		// Grants change the entry's lock generation, and may publish; whoever gives a lock up hands it to the next.
 		command.KindLock, command.KindUnlock, command.KindCancelLock, command.KindClearDelay:
 		t.path(c.Path)
-	case command.KindCreate, command.KindDelete, command.KindDeleteTree:
+	case command.KindCreate, command.KindDelete, command.KindDeleteTree,
+		// An ephemeral entry goes with the last handle on it.
+		command.KindCloseHandle, command.KindSetACL:
 		t.tree(c.Path)
+	case command.KindOpen:
+		if c.Create { // else it only notes that the entry is open
+			t.tree(c.Path)
+		}
 	case command.KindTxn:
 		for _, ops := range [][]command.Op{c.Then, c.Else} {
 			for i := range ops {
@@ -76,7 +83,7 @@ func (t *Touch) path(path string) {
 // tree is path for what comes, goes, or gets other rights: an absent path below it takes those of its nearest ancestor.
 func (t *Touch) tree(path string) {
 	t.path(path)
-	if !t.all {
+	if t.all = t.all || path == "/"; !t.all {
 		t.trees = append(t.trees, path)
 	}
 }
