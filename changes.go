@@ -47,7 +47,14 @@ func (c *changer) serve(ctx context.Context, q *wire.MemberCall) (*wire.MemberAn
 		state, err = c.remove(ctx, raft.ServerID(q.Server))
 	case wire.MemberTransfer:
 		if c.lead.node.server == raft.ServerID(q.ID) { // else it has been handed over already
-			err = c.transfer(ctx, raft.ServerID(q.Server))
+			to := raft.ServerID(q.Server)
+			if to == "" {
+				best, _ := c.lead.node.successor()
+				to = best.ID
+			}
+			if err = errNoRoom(to); c.lead.confirmer.room(to) <= roomEnough {
+				err = c.transfer(ctx, raft.ServerID(q.Server))
+			}
 		}
 	case wire.MemberAnnounce:
 		state, err = c.announce(ctx, q)

@@ -42,6 +42,7 @@ type Node struct {
 	reader    *reader
 	compactor *compactor
 	detector  *detector
+	space     *space
 	guests    *guests
 	reload    sync.Mutex             // raft's reloadable configuration
 	leases    atomic.Pointer[leases] // while this node leads the cell
@@ -156,6 +157,7 @@ func open(o Options) (_ *Node, err error) {
 	n.proposer = newProposer(n, binary.LittleEndian.Uint64(origin[:]))
 	n.reader = newReader(n)
 	n.compactor = newCompactor(n)
+	n.space = newSpace(n)
 	n.Client = newClient(n, terms{
 		principal: o.ID, cell: o.Cell, name: o.ID, limits: o.Limits, lease: o.SessionLease, grace: o.GracePeriod,
 		heartbeat: o.HeartbeatTimeout, clock: n.clock, log: n.log,
@@ -246,6 +248,7 @@ func (n *Node) start(cell [16]byte, epoch uint64) error {
 	n.wg.Go(n.refresh)
 	n.wg.Go(n.compactor.run)
 	n.wg.Go(n.detector.run)
+	n.wg.Go(n.space.run)
 	n.wg.Go(n.keeper)
 	n.wg.Go(n.enrol)
 	n.wg.Go(func() { n.fsm.watches.run(n.ctx) })
@@ -452,8 +455,20 @@ func (n *Node) handOver() {
 	}
 }
 
-// successor is the voter that could lead best, and what it has in its log; without an ID if none answers.
+// successor is the voter that could lead best, and what it has in its log; without an ID if none answers. One whose disk
+// is nearly full leads only if there is no other.
 func (n *Node) successor() (best raft.Server, index uint64) {
+	if l := n.proposer.route().lead; l != nil {
+		defer func() {
+			if best.ID == "" || l.confirmer.room(best.ID) <= roomEnough {
+				return
+			}
+			if id := n.roomier(l); id != "" {
+				best, _ = findServer(n.configuration(), id)
+				index, _, _ = n.transport.matched(id)
+			}
+		}()
+	}
 	for _, s := range n.configuration().Servers {
 		if s.ID == n.server || s.Suffrage != raft.Voter {
 			continue

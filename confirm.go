@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -49,6 +50,7 @@ type round struct {
 type confirmPeer struct {
 	id   raft.ServerID
 	wake chan struct{} // cap 1: a round has begun
+	room atomic.Int32  // what its disk has room for, as it said last; negative: it has not said
 }
 
 func newConfirmer(l *leadership) *confirmer {
@@ -140,6 +142,7 @@ func (c *confirmer) begin() *round {
 		peer := c.mu.peers[id]
 		if peer == nil {
 			peer = &confirmPeer{id: id, wake: make(chan struct{}, 1)}
+			peer.room.Store(-1)
 			c.mu.peers[id] = peer
 			c.lead.wg.Go(func() { c.ask(peer) })
 		}
@@ -183,7 +186,8 @@ func (c *confirmer) ask(p *confirmPeer) {
 			ctx, cancel := context.WithTimeout(c.lead.ctx, n.opts.HeartbeatTimeout)
 			answer, err := n.transport.call(ctx, p.id, wire.KindConfirm, question)
 			cancel()
-			if err == nil && len(answer) == 1 && answer[0] == 1 {
+			if err == nil && len(answer) == 1 && answer[0]&confirmYes != 0 {
+				p.room.Store(int32(answer[0] >> confirmRoom))
 				c.mu.Lock()
 				// The question was asked while r was current, so it counts for r and for no later round.
 				if _, voter := r.yes[p.id]; voter && c.mu.current == r {
@@ -214,7 +218,23 @@ func (n *Node) answerConfirm(_ context.Context, _ peerInfo, question []byte) ([]
 		return nil, errBadMessage
 	}
 	if r := n.raft.Load(); r != nil && r.CurrentTerm() == binary.LittleEndian.Uint64(question) {
-		return []byte{1}, nil
+		return []byte{confirmYes | byte(n.space.left())<<confirmRoom}, nil
 	}
 	return []byte{0}, nil
+}
+
+// The answer to a confirm round: the term is the answerer's, and from bit 1 on its room.
+const (
+	confirmYes  = 1
+	confirmRoom = 1
+)
+
+// room is what a voter said of its disk in this leadership; negative if it has not said anything.
+func (c *confirmer) room(id raft.ServerID) room {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.mu.peers[id]; p != nil {
+		return room(p.room.Load())
+	}
+	return -1
 }

@@ -178,7 +178,8 @@ func (l *leadership) decide(c *command.Command) bool {
 // Apply reads no Options. Commands in flight may overshoot them.
 func (l *leadership) admit(b *batch) {
 	limits, counts := l.node.opts.Limits, l.node.fsm.root.Load().Counts()
-	full := counts.Entries >= limits.Entries || counts.Bytes >= limits.TotalBytes
+	left := l.node.space.left()
+	full := counts.Entries >= limits.Entries || counts.Bytes >= limits.TotalBytes || left != roomEnough
 	crowded := counts.Sessions >= limits.Sessions || counts.Waiters >= limits.Waiters
 	if !full && !crowded {
 		return
@@ -189,7 +190,9 @@ func (l *leadership) admit(b *batch) {
 		s := statusApplied
 		if err := command.Decode(x.raw, &c); err != nil {
 			s = statusRefused
-		} else if full && adds(&c) {
+		} else if left == roomNone && x.urgent {
+			s = statusRefused // what gives something back is tried again until there is room
+		} else if left == roomNone && c.Kind != command.KindBarrier || full && adds(&c) {
 			s = statusNoSpace
 		} else if counts.Sessions >= limits.Sessions && c.Kind == command.KindOpenSession || counts.Waiters >= limits.Waiters && c.Kind == command.KindLock && !c.Try {
 			s = statusOverloaded
@@ -213,6 +216,8 @@ func adds(c *command.Command) bool {
 		return true
 	case command.KindLock:
 		return c.HasData
+	case command.KindOpen:
+		return c.Create
 	case command.KindTxn:
 		for _, ops := range [][]command.Op{c.Then, c.Else} {
 			for _, op := range ops {

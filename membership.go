@@ -124,7 +124,8 @@ func (n *Node) RemoveMember(ctx context.Context, id string) error {
 // wait meanwhile, a few milliseconds if all is well. It returns nil once this node follows another leader, or nothing is
 // to be done; ErrNotFound; ErrConflict for a nonvoter, while another change is under way, and, after about two
 // ElectionTimeouts, if the target does not answer, has not caught up or did not take over: leadership then stays where it
-// is, or the cell has elected somebody else; or the error of ctx.
+// is, or the cell has elected somebody else; ErrNoSpace if the target's disk has less free than its Limits.MinFreeDisk; or
+// the error of ctx.
 func (n *Node) TransferLeadership(ctx context.Context, to string) error {
 	fail := func(err error) error { return &Error{Op: "transfer leadership", Path: to, Err: err} }
 	a, err := n.askLeader(ctx, &wire.MemberCall{Op: wire.MemberList})

@@ -164,7 +164,7 @@ type Limits struct {
 	PendingCommands int   // commands in flight on this node; 65,536; beyond: ErrOverloaded
 	PendingBytes    int64 // their bytes; 64 MiB; beyond: ErrOverloaded
 	TotalBytes      int64 // contents and paths in the cell; 4 GiB; beyond: ErrNoSpace
-	MinFreeDisk     int64 // free disk space below which nothing is added; 64 MiB
+	MinFreeDisk     int64 // free bytes on the disk of Dir, below which nothing is added; 64 MiB; below: ErrNoSpace
 }
 
 const (

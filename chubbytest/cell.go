@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -50,6 +51,7 @@ type seat struct {
 	disk   *hook.Disk
 	gate   *hook.Gate
 	writes *hook.Gate // what is written to the disk waits at it
+	free   *atomic.Int64
 	clock  *clock
 	hooks  *hook.Hooks            // of the present node
 	fault  *atomic.Pointer[error] // what every storage operation of the present node fails with
@@ -86,7 +88,9 @@ func NewCell(tb testing.TB, n int, opts ...func(*chubby.Options)) *Cell {
 
 func newSeat(i int) *seat {
 	id := fmt.Sprintf("n%d", i)
-	return &seat{id: id, addr: id + ":1", disk: &hook.Disk{}, gate: &hook.Gate{}, writes: &hook.Gate{}, clock: newClock()}
+	s := &seat{id: id, addr: id + ":1", disk: &hook.Disk{}, gate: &hook.Gate{}, writes: &hook.Gate{}, free: &atomic.Int64{}, clock: newClock()}
+	s.free.Store(math.MaxInt64)
+	return s
 }
 
 // Add opens one more node, which asks the running ones to take it in, and returns its index. opts change its options as
@@ -282,7 +286,8 @@ func (c *Cell) Restart(i int) {
 	s := c.seat(i)
 	c.mu.Unlock()
 	fault := &atomic.Pointer[error]{}
-	hooks := &hook.Hooks{Clock: s.clock, Disk: s.disk, Gate: s.gate, Storage: func(string) error {
+	room := func() (int64, error) { return s.free.Load(), nil }
+	hooks := &hook.Hooks{Clock: s.clock, Disk: s.disk, Gate: s.gate, Free: room, Storage: func(string) error {
 		s.writes.Wait()
 		if err := fault.Load(); err != nil {
 			return *err
@@ -320,6 +325,15 @@ func (c *Cell) Break(i int, err error) {
 	s := c.seat(i)
 	s.broken = true
 	s.fault.Store(&err)
+}
+
+// SetFree makes the disk of node i say that it has so many bytes left, from now on and over restarts. The node looks once
+// a second. What it writes does not count.
+func (c *Cell) SetFree(i int, bytes int64) {
+	c.tb.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seat(i).free.Store(bytes)
 }
 
 // Partition lets nodes reach only those in their own group. Nodes in no group form one more. It replaces the last one.

@@ -12,6 +12,7 @@ type Hooks struct {
 	Disk    *Disk                 // where a node without Options.Dir keeps its state; nil = a private one that dies with it
 	Storage func(op string) error // called before each storage operation ("log", "sync", "vote", "delete", "snapshot", "meta"); an error is returned as the disk's
 	Level   uint32                // feature level that the node claims and acts by; 0 = its release's
+	Free    func() (int64, error) // bytes that the disk has left; nil = ask that of Options.Dir, if there is one
 	Abrupt  atomic.Bool           // Close tells nobody: the node just goes, as in a crash
 
 	// Inspect is set by the node once it has a state: it gives the last index applied there and the state's running hash.
