@@ -29,6 +29,14 @@ func TestGuestCommands(t *testing.T) {
 		"a read in a Txn": {with(func(c *command.Command) {
 			c.Kind, c.Then = command.KindTxn, []command.Op{{Kind: command.OpGet, Path: "/"}}
 		}), nil},
+		"a handle on the root": {with(func(c *command.Command) { c.Kind, c.Path = command.KindOpen, "/" }), nil},
+		"the root's names":     {with(func(c *command.Command) { c.Kind, c.Path = command.KindSetACL, "/" }), nil},
+		"a handle's close":     {with(func(c *command.Command) { c.Kind, c.OpenSeq = command.KindCloseHandle, 7 }), nil},
+		"a handle and a lot of contents": {with(func(c *command.Command) {
+			c.Kind, c.Create, c.Data = command.KindOpen, true, big
+		}), ErrTooLarge},
+		"a handle elsewhere":     {with(func(c *command.Command) { c.Kind, c.Path = command.KindOpen, "/ls/test/a" }), ErrBadPath},
+		"the cell's key":         {&command.Command{Kind: command.KindCellKey, Key: [32]byte{1}}, ErrPermission},
 		"of another":             {with(func(c *command.Command) { c.Principal = "bob" }), ErrPermission},
 		"of nobody":              {with(func(c *command.Command) { c.Session = 0 }), ErrPermission},
 		"without a sequence":     {with(func(c *command.Command) { c.Seq = 0 }), ErrPermission},
