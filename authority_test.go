@@ -71,7 +71,7 @@ func TestForwardedDecisionsAreRefused(t *testing.T) {
 	})
 }
 
-// A stream of raft is for members. Whoever else passes the handshake may call, and no more.
+// Streams between nodes are for members, also to those who pass the handshake.
 func TestRaftStreamsAreForMembers(t *testing.T) {
 	inThree(t, func(t *testing.T, net *memnet.Net, nodes []*Node, lead *Node) {
 		for _, p := range []purpose{wire.Control, wire.Append, wire.Snapshot, wire.RPC} {
@@ -86,7 +86,7 @@ func TestRaftStreamsAreForMembers(t *testing.T) {
 					h.Cell, h.To, h.ID, h.Server = *lead.transport.cell.Load(), string(lead.server), c.id, string(c.server)
 				})
 				member := c.server == nodes[0].server || c.server == nodes[1].server
-				if accepted := w.Fault == nil; accepted != (member || p == wire.RPC) {
+				if accepted := w.Fault == nil; accepted != member {
 					t.Errorf("%s stream of %s: %+v", p, c.server, w.Fault)
 				}
 			}

@@ -341,12 +341,14 @@ func (n *Node) Close() error {
 	first := !n.mu.closing && !n.mu.started
 	n.mu.closing = true
 	n.mu.Unlock()
-	if first && !n.opts.Hooks.Abrupt.Load() {
-		n.Client.closeSessions()
-		n.handOver()
+	if first {
+		if !n.opts.Hooks.Abrupt.Load() {
+			n.Client.closeSessions()
+			n.handOver()
+		}
+		n.stop()
 	}
-	n.stop()
-	<-n.done
+	<-n.done // a second caller must not cut the first one's good-bye short
 	return nil
 }
 

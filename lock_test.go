@@ -760,3 +760,25 @@ func TestLeaderChangesLoseNothing(t *testing.T) {
 		t.Logf("%d changes of the cell leader", changes)
 	})
 }
+
+// A second caller of Close waits for the first: were the node stopped under its good-bye, others would wait for its lease.
+func TestClosingTwiceFreesLocks(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		follower := others(3, cell.Index(cell.Leader()))[0]
+		n := cell.Node(follower)
+		mustLock(t, n, "/lock")
+		cell.Partition([]int{follower}, others(3, follower))
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() { n.Close() })
+		}
+		time.Sleep(time.Second) // of the two that a good-bye may take
+		cell.Heal()
+		began := time.Now()
+		mustLock(t, cell.Leader(), "/lock")
+		if waited := time.Since(began); waited > 5*time.Second {
+			t.Errorf("waited %v for the lock of a node that was closed", waited)
+		}
+		wg.Wait()
+	})
+}
