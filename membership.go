@@ -204,7 +204,8 @@ func (n *Node) askLeader(ctx context.Context, q *wire.MemberCall) (*wire.MemberA
 			return fail(n.stopCause())
 		case errors.Is(err, ErrUncertain):
 			offered = true
-		case errors.Is(err, errNotSent), errors.Is(err, errNotLeader), errors.Is(err, ErrNoLeader):
+		case errors.Is(err, errNotLeader), errors.Is(err, ErrNoLeader):
+		case r.lead == nil && errors.Is(err, errNotSent): // on the leader this is about the node in question
 		case r.lead == nil && !errors.As(err, &remote):
 			offered = true // the stream broke, or the leader did not answer in time
 		case offered && errors.Is(err, ErrConflict) && ctx.Err() == nil:

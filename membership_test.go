@@ -2,12 +2,15 @@ package chubby_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/chubbygo/chubby"
@@ -564,5 +567,65 @@ func TestRemovalKeepsQuorum(t *testing.T) {
 		}
 		cell.Restart(rest[0])
 		wantRemoved(t, cell.Node(rest[0]))
+	})
+}
+
+// Members that a node knew were all replaced while it was down. Its log names nobody who is left, but Join does, and the
+// leader tells it whom to listen to.
+func TestComesBackToStrangers(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		mustSet(t, cell.Node(0), "/x", "1")
+		cell.Stop(2)
+		for i := range 2 {
+			fresh := cell.Add()
+			id := fmt.Sprint("n", fresh)
+			if err := cell.Node(fresh).WaitReady(within(t, time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			if err := cell.Node(fresh).AddVoter(within(t, time.Minute), id, id+":1"); err != nil {
+				t.Fatal(err)
+			}
+			if err := cell.Node(fresh).RemoveMember(within(t, time.Minute), fmt.Sprint("n", i)); err != nil {
+				t.Fatal(err)
+			}
+			wantRemoved(t, cell.Node(i))
+			cell.Stop(i)
+		}
+		mustSet(t, cell.Node(3), "/x", "2")
+		cell.Restart(2)
+		wantGet(t, cell.Node(2), "/x", "2")
+		wantVoters(t, cell.Node(2), "n2", "n3", "n4")
+	}, func(o *chubby.Options) {
+		if o.ID == "n2" {
+			o.Join = []string{"n3:1", "n4:1"}
+		}
+	})
+}
+
+// Under TLS a node joins with a server's certificate for its ID. One that is good for clients only makes nobody a member.
+func TestJoinUnderTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, pool := newCA(t)
+		with := func(id string, usage ...x509.ExtKeyUsage) func(o *chubby.Options) {
+			return func(o *chubby.Options) {
+				o.TLS = &tls.Config{Certificates: []tls.Certificate{ca.issue(t, id, usage...)}, RootCAs: pool}
+			}
+		}
+		cell := chubbytest.NewCell(t, 1, with("n0"))
+		mustSet(t, cell.Node(0), "/x", "1")
+		good := cell.Add(with("n1"))
+		wantGet(t, cell.Node(good), "/x", "1")
+		wantVoters(t, cell.Node(0), "n0", "n1")
+		client := cell.Add(with("n2", x509.ExtKeyUsageClientAuth))
+		another := cell.Add(with("n9"))
+		for _, i := range []int{client, another} {
+			if err := cell.Node(i).WaitReady(within(t, 10*time.Second)); !errors.Is(err, chubby.ErrNoLeader) {
+				t.Errorf("n%d joined: %v", i, err)
+			}
+			cell.Stop(i)
+		}
+		if list, err := cell.Node(0).Members(t.Context()); err != nil || len(list) != 2 {
+			t.Errorf("Members = %+v, %v", list, err)
+		}
 	})
 }

@@ -170,15 +170,19 @@ func newCA(t *testing.T) (*testCA, *x509.CertPool) {
 	return &testCA{cert, key}, pool
 }
 
-func (ca *testCA) issue(t *testing.T, id string) tls.Certificate {
+// issue makes a certificate for a node, good for servers and clients unless usage says otherwise.
+func (ca *testCA) issue(t *testing.T, id string, usage ...x509.ExtKeyUsage) tls.Certificate {
 	t.Helper()
+	if usage == nil {
+		usage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(2), DNSNames: []string{id}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
