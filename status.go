@@ -102,18 +102,22 @@ func (n *Node) Status() Status {
 	return s
 }
 
-// Check verifies every invariant that the state applied on this node can name, and names each violation.
+// Check verifies every invariant that the state applied on this node can name, and names each violation. It waits until
+// the cell is founded, and returns ErrClosed or the error of ctx otherwise.
 func (n *Node) Check(ctx context.Context) error {
-	err := ctx.Err()
-	if err == nil {
-		select {
-		case <-n.running:
-			err = n.fsm.root.Load().Check()
-		case <-n.stopping:
-			err = n.stopCause()
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
+	var err error
+	select {
+	case <-n.running:
+	case <-n.stopping:
+	case <-ctx.Done():
+	}
+	switch { // of several that are so, always the same one counts
+	case n.stopped():
+		err = n.stopCause()
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	default:
+		err = n.fsm.root.Load().Check()
 	}
 	if err != nil {
 		return &Error{Op: "check", Path: n.opts.ID, Err: err}
