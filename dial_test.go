@@ -245,6 +245,36 @@ func TestDialLeaderChange(t *testing.T) {
 	})
 }
 
+// A grant whose news got lost with the connections is found when there are new ones.
+func TestDialMissedGrant(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		c := cell.DialWith(func(o *chubby.DialOptions) { o.SessionLease = time.Minute })
+		l, err := cell.Node(0).Lock(t.Context(), "/l")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan error)
+		go func() {
+			_, err := c.Lock(within(t, 10*time.Minute), "/l")
+			got <- err
+		}()
+		time.Sleep(time.Second)
+		for i := range 3 {
+			cell.CutClients(i)
+		}
+		time.Sleep(time.Second)
+		if err := l.Unlock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second) // connections do not outlive that
+		cell.Heal()
+		healed := time.Now()
+		if err := <-got; err != nil || time.Since(healed) > 10*time.Second {
+			t.Errorf("the lock came %v after the network: %v", time.Since(healed), err)
+		}
+	})
+}
+
 // What a call that got no answer tells: certainly nothing happened, or perhaps.
 func TestDialOutcomes(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
