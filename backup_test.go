@@ -384,3 +384,35 @@ func TestBackupErrors(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A backup from a follower has what was acknowledged elsewhere before the call, although the follower does not hear of it
+// by itself.
+func TestBackupIsLinearizable(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
+		leader := cell.Leader()
+		at := cell.Index(leader)
+		behind := (at + 1) % 3
+		if err := cell.Node(behind).WaitReady(within(t, time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		cell.Cut(at, behind)
+		mustSet(t, leader, "/a", "x")
+		backed := make(chan []byte, 1)
+		go func() {
+			var b bytes.Buffer
+			if err := cell.Node(behind).Backup(within(t, time.Minute), &b); err != nil {
+				t.Error(err)
+			}
+			backed <- b.Bytes()
+		}()
+		time.Sleep(100 * time.Millisecond)
+		cell.Heal()
+		o := chubby.Options{ID: "new", Cell: "test", Hooks: &hook.Hooks{Disk: new(hook.Disk)}}
+		if err := chubby.Restore(bytes.NewReader(<-backed), o); err != nil {
+			t.Fatal(err)
+		}
+		n := openNode(t, o)
+		wantGet(t, n, "/a", "x")
+		n.Close()
+	})
+}
