@@ -337,7 +337,11 @@ func TestCacheEndsWithSession(t *testing.T) {
 		if atOnce(c, "/f") {
 			t.Error("cached after the session was closed")
 		}
+		began := time.Now()
 		mustSet(t, n, "/f", "1")
+		if took := time.Since(began); took > 500*time.Millisecond {
+			t.Errorf("a write after the session was closed took %v", took)
+		}
 		wantNow(t, c, "/f", "1")
 		cached(t, c, "/f") // under a new session
 		if err := c.Close(); err != nil {
@@ -349,7 +353,7 @@ func TestCacheEndsWithSession(t *testing.T) {
 		if err := cell.Leader().TransferLeadership(ctx, ""); err != nil {
 			t.Fatal(err)
 		}
-		began := time.Now()
+		began = time.Now()
 		mustSet(t, cell.Leader(), "/f", "2")
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("a write after the client closed took %v", took)

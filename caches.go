@@ -10,6 +10,7 @@ import (
 
 	"github.com/chubbygo/chubby/internal/cache"
 	"github.com/chubbygo/chubby/internal/command"
+	"github.com/chubbygo/chubby/internal/state"
 	"github.com/chubbygo/chubby/internal/wire"
 )
 
@@ -75,6 +76,15 @@ func (d *caches) run() {
 			return
 		}
 		d.with(func(r *cache.Registry, now time.Duration) { r.Tick(now) })
+	}
+}
+
+// happened is called by the fsm after each batch while this node leads.
+func (d *caches) happened(events []state.Event) {
+	for _, e := range events {
+		if e.Kind == state.SessionEnded {
+			d.with(func(r *cache.Registry, _ time.Duration) { r.Ended(e.Session) })
+		}
 	}
 }
 

@@ -566,6 +566,7 @@ func (n *Node) happened(root *state.State, events []state.Event) {
 	}
 	if l := n.leases.Load(); l != nil {
 		l.happened(root, events)
+		l.lead.caches.happened(events)
 	}
 	n.Client.happened(events)
 	n.guests.happened(events)

@@ -438,17 +438,29 @@ func (r *Registry) lapsed(c *client, now time.Duration) bool {
 	if now < c.deadline {
 		return false
 	}
-	if r.clients[c.session] != c {
-		return true // forgotten already
+	if r.clients[c.session] == c {
+		r.forget(c)
 	}
+	return true
+}
+
+// Ended forgets the client whose session has ended: it has dropped everything before it ended that, or its lease was over
+// before the cell did.
+func (r *Registry) Ended(session uint64) {
+	if c := r.clients[session]; c != nil {
+		r.forget(c)
+	}
+}
+
+func (r *Registry) forget(c *client) {
 	delete(r.clients, c.session)
+	c.deadline = 0
 	for _, inv := range c.queue {
 		r.dropped(inv)
 	}
 	for _, reg := range c.held {
 		r.remove(reg)
 	}
-	return true
 }
 
 // Tick forgets the clients whose leases are over, and lets go on what waits for them.

@@ -96,6 +96,26 @@ func TestRegistryShares(t *testing.T) {
 	}
 }
 
+// A client whose session has ended is waited for no longer, and what it asked before is not kept.
+func TestRegistryEnded(t *testing.T) {
+	r := NewRegistry(1, nothing)
+	l := hold(t, r, 1, "/f", 0)
+	f, _ := r.Register(1, "/g", 0)
+	w := set("/f")
+	if r.Begin(w, 0) != Wait {
+		t.Fatal("it need not wait")
+	}
+	r.Arm(w)
+	r.Ended(1)
+	r.Ended(2)
+	if got := r.Ready(); !slices.Equal(got, []*Touch{w}) {
+		t.Errorf("ready: %v", got)
+	}
+	if r.Current(1, l, 0) || r.Stands(f, 0) || r.count != 0 || r.paths.Len() != 0 {
+		t.Errorf("left: %v %v, %d registrations", r.Current(1, l, 0), r.Stands(f, 0), r.count)
+	}
+}
+
 // A client that leaves an invalidation unacknowledged gets no longer lease, so a writer's wait is bounded.
 func TestRegistryPatience(t *testing.T) {
 	r := NewRegistry(1, nothing)
