@@ -86,7 +86,7 @@ func BenchmarkPutBesideCaches(b *testing.B) {
 					warm(b, c)
 					wg.Go(func() {
 						for i := 0; ctx.Err() == nil; i++ {
-							_, _ = c.Get(ctx, key(i)) // its end is the benchmark's
+							_, _ = c.Get(ctx, key(i))          // its end is the benchmark's
 							time.Sleep(100 * time.Millisecond) // often enough to keep the lease; not to take the writer's core
 						}
 					})
