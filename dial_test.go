@@ -206,7 +206,7 @@ func TestDialMembersCrash(t *testing.T) {
 // most of the time, and a change of the cell leader loses no session of 50.
 func TestDialLeaderChange(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, cell *chubbytest.Cell) {
-		const clients = 50
+		const clients = 20
 		var held []*chubby.Lock
 		for i := range clients {
 			l, err := cell.Dial().Lock(t.Context(), fmt.Sprintf("/l%d", i))
