@@ -433,3 +433,40 @@ func TestLargeAnswers(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+func TestLimitOfChildren(t *testing.T) {
+	n := openOne(t, func(o *chubby.Options) { o.Limits = chubby.Limits{Children: 3} })
+	ctx := t.Context()
+	for i := range 3 {
+		mustSet(t, n, fmt.Sprint("/d/", i), "")
+	}
+	for name, f := range map[string]func(path string) error{
+		"Set":    func(p string) error { _, err := n.Set(ctx, p, nil); return err },
+		"Create": func(p string) error { _, err := n.Create(ctx, p, nil, chubby.CreateOptions{}); return err },
+		"CompareAndSwap": func(p string) error {
+			_, err := n.CompareAndSwap(ctx, p, nil, []byte("x"))
+			return err
+		},
+		"Txn": func(p string) error {
+			_, err := n.Txn(ctx, chubby.Txn{Then: []chubby.Op{chubby.OpSet(p, nil)}})
+			return err
+		},
+		"OpenHandle": func(p string) error {
+			_, err := n.OpenHandle(ctx, p, chubby.HandleOptions{Write: true, Create: true})
+			return err
+		},
+		"Campaign": func(p string) error { _, err := n.Campaign(ctx, p, nil); return err },
+	} {
+		for _, p := range []string{"/d/new", "/d/new/below"} {
+			if err := f(p); !errors.Is(err, chubby.ErrNoSpace) || errors.Is(err, chubby.ErrUncertain) {
+				t.Errorf("%s of %s: %v", name, p, err)
+			}
+		}
+	}
+	mustSet(t, n, "/d/0", "there already")
+	mustSet(t, n, "/other/new", "another directory")
+	if err := n.Delete(ctx, "/d/1"); err != nil {
+		t.Error(err)
+	}
+	mustSet(t, n, "/d/new", "")
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/chubbygo/chubby/internal/command"
+	"github.com/chubbygo/chubby/internal/state"
 )
 
 // leadership is one term of this node as cell leader, from its barrier to its end. Its goroutines end with ctx; the
@@ -177,11 +178,13 @@ func (l *leadership) decide(c *command.Command) bool {
 // admit drops from a batch what the cell's limits do not allow. The limits are the leader's to judge, before the log:
 // Apply reads no Options. Commands in flight may overshoot them.
 func (l *leadership) admit(b *batch) {
-	limits, counts := l.node.opts.Limits, l.node.fsm.root.Load().Counts()
+	limits, root := l.node.opts.Limits, l.node.fsm.root.Load()
+	counts := root.Counts()
 	left := l.node.space.left()
 	full := counts.Entries >= limits.Entries || counts.Bytes >= limits.TotalBytes || left != roomEnough
 	crowded := counts.Sessions >= limits.Sessions || counts.Waiters >= limits.Waiters
-	if !full && !crowded {
+	wide := counts.Entries >= limits.Children // else no directory can have so many
+	if !full && !crowded && !wide {
 		return
 	}
 	kept := b.props[:0]
@@ -192,7 +195,7 @@ func (l *leadership) admit(b *batch) {
 			s = statusRefused
 		} else if left == roomNone && x.urgent {
 			s = statusRefused // what gives something back is tried again until there is room
-		} else if left == roomNone && c.Kind != command.KindBarrier || full && adds(&c) {
+		} else if left == roomNone && c.Kind != command.KindBarrier || full && adds(&c) || wide && widens(root, &c, limits.Children) {
 			s = statusNoSpace
 		} else if counts.Sessions >= limits.Sessions && c.Kind == command.KindOpenSession || counts.Waiters >= limits.Waiters && c.Kind == command.KindLock && !c.Try {
 			s = statusOverloaded
@@ -207,6 +210,36 @@ func (l *leadership) admit(b *batch) {
 		}
 	}
 	b.props = kept
+}
+
+// widens reports whether a command would make an entry in a directory that has as many as it may.
+func widens(root *state.State, c *command.Command, limit int) bool {
+	in := func(path string) bool {
+		if _, ok := root.Get(path); ok {
+			return false
+		}
+		for path != "/" { // of the directories that are missing on the way, only the first is new in one that is there
+			path = parentPath(path)
+			if dir, ok := root.Get(path); ok {
+				return dir.Stat.Children >= limit
+			}
+		}
+		return false
+	}
+	switch {
+	case !adds(c):
+		return false
+	case c.Kind != command.KindTxn:
+		return in(c.Path)
+	}
+	for _, ops := range [][]command.Op{c.Then, c.Else} {
+		for _, op := range ops {
+			if (op.Kind == command.OpSet || op.Kind == command.OpCreate) && in(op.Path) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // adds reports whether a command can make the state larger.
