@@ -188,18 +188,27 @@ func (n *Node) establish(ctx context.Context, c *command.Command) (established, 
 	}
 }
 
+// renew waits for a cell leader rather than fail: whoever asks would ask again and again, and thousands of clients that do
+// so keep a busy cell from its election.
 func (n *Node) renew(ctx context.Context, k *wire.KeepAlive) ([]byte, error) {
 	to := n.proposer.route()
+	for to.lead == nil && to.server == "" {
+		select {
+		case <-to.changed:
+		case <-n.stopping:
+			return nil, n.stopCause()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrNoLeader, ctx.Err())
+		}
+		to = n.proposer.route()
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(to.ctx, cancel)()
-	switch {
-	case to.lead != nil:
+	if to.lead != nil {
 		return to.lead.leases.keepAlive(ctx, k)
-	case to.server != "":
-		return n.transport.call(ctx, to.server, wire.KindKeepAlive, wire.AppendKeepAlive(nil, k))
 	}
-	return nil, ErrNoLeader
+	return n.transport.call(ctx, to.server, wire.KindKeepAlive, wire.AppendKeepAlive(nil, k))
 }
 
 // answerKeepAlive is the leader's side, for other nodes.

@@ -172,8 +172,11 @@ func (c *Client) saw(revision uint64) {
 
 const (
 	keeperTick   = 50 * time.Millisecond // how late the end of a lock may be noticed by nobody asking, in a process that stood still
-	keeperIdle   = time.Second           // the same for a session without locks
+	keeperIdle   = 5 * time.Second       // the same for a session without locks
+	keeperLinger = time.Second           // how long it looks for locks after the last one
 	keepsByLease = 3                     // KeepAlives in one lease, so that one may be lost
+	// retriesByLease is how many times in a lease KeepAlives that fail are repeated in the long run.
+	retriesByLease = 12
 )
 
 // acknowledge has the keeper tell the cell of grants that bear a MaxHold.
@@ -196,7 +199,8 @@ func (c *Client) keeper() {
 	stop := func() bool { return true }
 	defer func() { stop() }()
 	armed, alarm := false, time.Duration(0) // a timer runs, until then
-	locked := -keeperIdle                   // Clock.Boot: when locks were seen last
+	locked := -keeperLinger                 // Clock.Boot: when locks were seen last
+	fails := 0                              // KeepAlives that failed since the last that did not
 	for {
 		// Before the sessions are looked at: a lock that comes after that wakes this loop.
 		c.watchful.Store(false)
@@ -214,7 +218,7 @@ func (c *Client) keeper() {
 				locked = now
 			}
 		}
-		if now-locked < keeperIdle { // locks that come and go need not wake this loop
+		if now-locked < keeperLinger { // locks that come and go need not wake this loop
 			c.watchful.Store(true)
 			next = min(next, now+keeperTick)
 		}
@@ -251,8 +255,12 @@ func (c *Client) keeper() {
 			sending = false
 			// From its sending, as the lease counts: an answer that took long has little left of it.
 			from, pause := o.began, shortest/keepsByLease
-			if !o.ok {
-				from, pause = c.terms.clock.Boot(), c.terms.heartbeat/2 // try again soon: somebody will be elected
+			if fails++; o.ok {
+				fails = 0
+			} else {
+				// Try again soon: somebody will be elected. But not all the time, which would keep a busy cell from it.
+				soon := c.terms.heartbeat / 2
+				from, pause = c.terms.clock.Boot(), min(soon<<min(fails-1, 8), max(shortest/retriesByLease, soon))
 			}
 			if o.all || !o.ok {
 				due = from + pause*3/4 + rand.N(pause/4+1)

@@ -41,6 +41,7 @@ const (
 // guests are the dialled clients of this node.
 type guests struct {
 	node  *Node
+	relay relay
 	count atomic.Int64 // sessions that somebody is told of
 
 	mu struct {
@@ -51,7 +52,7 @@ type guests struct {
 }
 
 func newGuests(n *Node) *guests {
-	g := &guests{node: n}
+	g := &guests{node: n, relay: relay{node: n}}
 	g.mu.conns = make(map[*guestConn]struct{})
 	g.mu.sessions = make(map[uint64][]*guestConn)
 	return g
@@ -378,7 +379,9 @@ func (c *guestConn) renew(ctx context.Context, payload []byte, tell bool) ([]byt
 			return nil, err
 		}
 	}
-	return c.node.renew(ctx, &k)
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	return c.guests.relay.renew(ctx, k)
 }
 
 func (c *guestConn) query(ctx context.Context, payload []byte) ([]byte, error) {

@@ -54,8 +54,8 @@ const (
 	tryPauseMax   = time.Second
 	dialPauseMin  = 10 * time.Millisecond // between attempts to connect; doubling
 	dialPauseMax  = 2 * time.Second
-	steerPauseMin = 50 * time.Millisecond // between looks for a member that is in touch; doubling
-	steerPauseMax = time.Second
+	steerPauseMin = 100 * time.Millisecond // between looks for a member that is in touch; doubling
+	steerPauseMax = 2 * time.Second
 	remoteCalls   = 768 // of one lane and stream; below what a member allows, which ends calls after their answers
 )
 

@@ -182,8 +182,16 @@ func (r *remote) home() (*memberConn, <-chan struct{}) {
 	return nil, r.mu.changed
 }
 
-// doubt has the home looked at: it gave no answer.
-func (r *remote) doubt() { signal(r.look) }
+// doubt has the home looked at: it gave no answer. One that is known not to be in touch is looked at anyway, from time to
+// time: thousands of clients whose every attempt made them ask all members would keep a busy cell from its election.
+func (r *remote) doubt() {
+	r.mu.Lock()
+	touched := r.mu.touched
+	r.mu.Unlock()
+	if touched {
+		signal(r.look)
+	}
+}
 
 // steer chooses the home: it keeps one that is in touch with a cell leader, and else takes the first of the others that
 // says so, which is the nearest. Where none is in touch, calls wait at one that can be reached.
