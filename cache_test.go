@@ -104,6 +104,7 @@ func TestCacheLeaseIsChecked(t *testing.T) {
 			t.Fatal(err)
 		}
 		warm(t, n, "/f")
+		synctest.Wait() // nobody is about to renew it
 		clock.jump(cache.ClientLease)
 		if _, ok := n.Client.cache.look("/f"); ok {
 			t.Error("an entry is used after the lease")
@@ -126,6 +127,7 @@ func TestCacheLeaseCountsFromSending(t *testing.T) {
 		if _, ok := n.Client.cache.look("/g"); !ok {
 			t.Error("not cached within the lease")
 		}
+		synctest.Wait()
 		clock.jump(10 * time.Millisecond)
 		if _, ok := n.Client.cache.look("/g"); ok {
 			t.Error("cached for longer than a lease from the sending")

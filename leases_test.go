@@ -246,7 +246,8 @@ func TestGrantWaitsForSession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		clock.jump(s.lease) // and the keeper has not looked yet
+		synctest.Wait()     // the keeper sleeps
+		clock.jump(s.lease) // and it has not looked yet
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		held := &Lock{session: s, path: "/l", mode: Exclusive, generation: 1, seq: 1, done: make(chan struct{})}
